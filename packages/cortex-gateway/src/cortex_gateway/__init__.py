@@ -1,0 +1,3 @@
+"""cortex_gateway"""
+
+__version__ = "0.1.0"
