@@ -1,0 +1,1 @@
+"""Requests and responses of the HTTP APIs, as msgspec types."""

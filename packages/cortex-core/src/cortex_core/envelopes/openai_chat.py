@@ -1,0 +1,311 @@
+"""`POST /v1/chat/completions`: the request, the whole answer, and the chunks of a stream."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from cortex_core.envelopes.parameters import decode_request
+from cortex_core.errors import InvalidRequest, UnsupportedParameter
+from cortex_core.outcome import Usage
+
+__all__ = [
+    "IGNORED_PARAMETERS",
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "ChatRequest",
+    "Choice",
+    "ChoiceDelta",
+    "ChunkChoice",
+    "FinishReason",
+    "FunctionCall",
+    "FunctionCallDelta",
+    "Message",
+    "ToolCall",
+    "ToolCallDelta",
+    "UsageReport",
+    "decode_chat_request",
+]
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+IGNORED_PARAMETERS = frozenset(
+    {
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+"""Defined by the vendor, without effect on what a local model answers."""
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    type: str
+
+
+class FunctionDefinition(msgspec.Struct, frozen=True):
+    name: str
+
+
+class ToolDefinition(msgspec.Struct, frozen=True):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class _Part(msgspec.Struct, frozen=True):
+    type: str
+    text: str | None = None
+
+
+class _CalledFunction(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+
+class _CalledTool(msgspec.Struct, frozen=True):
+    function: _CalledFunction
+    id: str | None = None
+
+
+class _MessageShape(msgspec.Struct, frozen=True):
+    """What every message must satisfy; extras are kept for the template, so messages stay dicts."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[_Part] | None = None
+    tool_calls: list[_CalledTool] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """The honoured parameters. `None` means "not given": the model's or node's default applies.
+
+    `messages` and `tools` are checked for shape but stay plain dicts, because chat templates may
+    look at keys that this API does not know.
+    """
+
+    model: str
+    messages: list[dict[str, Any]]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    ignore_eos: bool = False
+    stop: str | list[str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    n: int = 1
+    logprobs: bool = False
+
+    @property
+    def token_limit(self) -> int | None:
+        """`max_completion_tokens`, the newer name, wins over `max_tokens`."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in stop if text)
+
+
+def decode_chat_request(body: bytes) -> tuple[ChatRequest, list[str]]:
+    """The checked request and the names of the parameters that have no effect.
+
+    Raises InvalidJson, InvalidRequest or UnsupportedParameter, each naming the parameter.
+    """
+    request, ignored = decode_request(body, ChatRequest, IGNORED_PARAMETERS)
+    if not request.model:
+        raise InvalidRequest("model: must not be empty", param="model")
+    if not request.messages:
+        raise InvalidRequest("messages: must hold at least one message", param="messages")
+    _check_shape(request.messages, list[_MessageShape], "messages")
+    for index, message in enumerate(request.messages):
+        _check_parts(message, f"messages[{index}].content")
+    if request.tools is not None:
+        _check_shape(request.tools, list[ToolDefinition], "tools")
+    _check_ranges(request)
+    _check_unsupported(request)
+    return request, ignored
+
+
+def _check_shape(value: Any, kind: Any, param: str) -> None:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$")
+        at = param + path.rstrip("`")
+        raise InvalidRequest(f"{at}: {text[:1].lower()}{text[1:]}", param=at) from None
+
+
+def _check_parts(message: dict[str, Any], param: str) -> None:
+    content = message.get("content")
+    for index, part in enumerate(content if isinstance(content, list) else ()):
+        if part["type"] != "text":
+            at = f"{param}[{index}]"
+            kind = part["type"]
+            raise UnsupportedParameter(f"{at}: content of type {kind!r} is unsupported", param=at)
+        if not isinstance(part.get("text"), str):
+            raise InvalidRequest(f"{param}[{index}].text: missing", param=f"{param}[{index}].text")
+
+
+# Inclusive bounds; a NaN or an infinity cannot come in as JSON.
+_RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 2**31 - 1),
+    "max_completion_tokens": (1, 2**31 - 1),
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "repeat_penalty": (0.01, 100),
+    "repeat_last_n": (-1, 2**31 - 1),
+    "presence_penalty": (-100, 100),
+    "frequency_penalty": (-100, 100),
+    "seed": (-(2**63), 2**63 - 1),
+}
+
+
+def _check_ranges(request: ChatRequest) -> None:
+    for name, (low, high) in _RANGES.items():
+        value = getattr(request, name)
+        if value is not None and not low <= value <= high:
+            raise InvalidRequest(f"{name}: must be from {low} to {high}, got {value}", param=name)
+
+
+def _check_unsupported(request: ChatRequest) -> None:
+    def refuse(name: str, value: object) -> None:
+        raise UnsupportedParameter(f"{name}: {value!r} is not supported", param=name)
+
+    if request.n != 1:
+        refuse("n", request.n)
+    if request.logprobs:
+        refuse("logprobs", True)
+    if request.response_format is not None and request.response_format.type != "text":
+        refuse("response_format", request.response_format.type)
+    if request.tool_choice not in (None, "auto", "none"):
+        refuse("tool_choice", request.tool_choice)
+    if not request.parallel_tool_calls:
+        refuse("parallel_tool_calls", False)
+
+
+# answers
+
+
+class FunctionCall(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class Message(msgspec.Struct, frozen=True):
+    content: str | None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+    role: Literal["assistant"] = "assistant"
+
+
+class Choice(msgspec.Struct, frozen=True):
+    index: int
+    message: Message
+    finish_reason: FinishReason
+
+
+class _PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+
+
+class _CompletionDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int
+
+
+class UsageReport(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: _PromptDetails
+    completion_tokens_details: _CompletionDetails
+
+    @classmethod
+    def of(cls, usage: Usage) -> UsageReport:
+        return cls(
+            usage.prompt,
+            usage.completion,
+            usage.prompt + usage.completion,
+            _PromptDetails(usage.cached),
+            _CompletionDetails(usage.reasoning),
+        )
+
+
+class ChatCompletion(msgspec.Struct, frozen=True):
+    id: str
+    created: int  # Unix seconds
+    model: str
+    choices: list[Choice]
+    usage: UsageReport
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class FunctionCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The first delta of a call has id, type and function.name; later ones only arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCallDelta | None = None
+
+
+class ChoiceDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class ChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    delta: ChoiceDelta
+    finish_reason: FinishReason | None = None
+
+
+class ChatCompletionChunk(msgspec.Struct, frozen=True):
+    """One chunk. With `include_usage` the last chunk has no choices and the usage."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: UsageReport | msgspec.UnsetType = msgspec.UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

@@ -1,0 +1,82 @@
+"""Decode a JSON request body so that no parameter is dropped in silence.
+
+A parameter is a field of the request type (honoured), a name in `ignored` (defined to have no
+effect here; reported in `x-cortex-ignored`), or it is rejected by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+import msgspec
+
+from cortex_core.errors import InvalidJson, InvalidRequest, UnsupportedParameter
+
+__all__ = ["decode_object", "decode_request"]
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_AT_PATH = re.compile(r" - at `(?P<path>[^`]*)`$")
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object, whatever the content type said. Raises InvalidJson or
+    InvalidRequest."""
+    try:
+        value = msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        raise InvalidJson(f"the request body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidJson("the request body is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(
+            f"the request body must be a JSON object, got {_json_type(value)} instead"
+        )
+    return value
+
+
+def decode_request(
+    body: bytes, kind: type[T], ignored: Collection[str] = ()
+) -> tuple[T, list[str]]:
+    """The typed request and the sorted names of parameters present but without effect.
+
+    A null counts as absent: SDKs and agents send it for optional parameters.
+    Raises InvalidJson, InvalidRequest (with `param`) or UnsupportedParameter (with `param`).
+    """
+    values = {name: value for name, value in decode_object(body).items() if value is not None}
+    known = kind.__struct_encode_fields__
+    present: list[str] = []
+    for name in values.keys() - set(known):
+        if name not in ignored:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UnsupportedParameter(f"unsupported parameter: {name!r}{hint}", param=name)
+        present.append(name)
+    try:
+        return msgspec.convert(values, kind), sorted(present)
+    except msgspec.ValidationError as error:
+        message, param = _locate(str(error))
+        raise InvalidRequest(message, param=param) from None
+
+
+def _locate(message: str) -> tuple[str, str | None]:
+    """msgspec's "Expected `int`, got `str` - at `$.n`" as ("n: expected …", "n")."""
+    match = _AT_PATH.search(message)
+    path = match["path"].removeprefix("$").removeprefix(".") if match else ""
+    text = message[: match.start()] if match else message
+    missing = re.search(r"missing required field `(\w+)`", text)
+    if missing:
+        path = f"{path}.{missing[1]}".removeprefix(".")
+        return f"{path}: missing required parameter", path
+    text = text[:1].lower() + text[1:]
+    return (f"{path}: {text}", path) if path else (text, None)
+
+
+def _json_type(value: object) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    return names.get(type(value), "an array")

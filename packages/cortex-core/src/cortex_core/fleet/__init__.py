@@ -1,0 +1,1 @@
+"""The fleet as values: what nodes report, and pure decisions over it."""

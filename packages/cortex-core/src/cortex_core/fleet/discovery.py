@@ -1,0 +1,98 @@
+"""What a neuron says about itself: its devices, its workers, its models.
+
+`NodeState` is the whole truth of one node at one version; it is small, so every change is sent
+whole and nothing has to be patched together by the reader.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from cortex_core.errors import Fault
+
+__all__ = [
+    "DeviceState",
+    "ModelPhase",
+    "ModelState",
+    "NodeState",
+    "Operation",
+    "WorkerPhase",
+    "WorkerState",
+]
+
+WorkerPhase = Literal["starting", "ready", "restarting", "failed", "stopped"]
+ModelPhase = Literal["loading", "ready", "draining", "unloading", "recovering", "failed"]
+
+
+class WorkerState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The process behind a device. `cause`: why it last died, with its last stderr lines."""
+
+    phase: WorkerPhase
+    pid: int | None = None
+    restarts: int = 0
+    cause: str | None = None
+
+
+class DeviceState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One device. Bytes; percent; degrees Celsius. `None`: the driver would not say."""
+
+    id: str  # "cuda:0", "cpu", "cpu:1"
+    kind: Literal["cuda", "cpu"]
+    name: str
+    worker: WorkerState
+    index: int | None = None
+    uuid: str | None = None
+    memory_total_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    compute_capability: str | None = None
+    utilisation_percent: int | None = None
+    temperature_c: int | None = None
+    driver_version: str | None = None
+    cuda_version: str | None = None
+
+
+class ModelState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One model on one device. `context` is tokens per sequence. `progress` is 0 to 1 while
+    loading; `fault` says why a model is failed or recovering."""
+
+    id: str
+    device: str
+    phase: ModelPhase
+    path: str
+    file_bytes: int = 0
+    memory_bytes: int = 0
+    context: int = 0
+    parallel: int = 0
+    architecture: str = ""
+    parameters: int = 0
+    progress: float | None = None
+    running: int = 0
+    waiting: int = 0
+    load_s: float | None = None
+    fault: Fault | None = None
+
+
+class NodeState(msgspec.Struct, frozen=True):
+    """One node at one version. `boot` changes when the neuron restarts; `version` grows by one
+    with every change within a boot. Sent whole as the data of each `state` event on /events."""
+
+    name: str
+    boot: str
+    version: int
+    draining: bool
+    devices: list[DeviceState]
+    models: list[ModelState]
+
+
+class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An asynchronous load or unload. Ended when `phase` is done or failed."""
+
+    id: str
+    kind: Literal["load", "unload"]
+    model: str
+    phase: Literal["running", "done", "failed"]
+    progress: float = 0.0
+    result: ModelState | None = None
+    fault: Fault | None = None

@@ -1,0 +1,36 @@
+"""The one record a request ends with. Logs, metrics, traces and budgets all derive from it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+__all__ = ["Outcome", "OutcomeKind", "Usage"]
+
+OutcomeKind = Literal["ok", "client_gone", "upstream_failed", "stalled", "rejected"]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one request. `cached` is the part of `prompt` whose KV was reused;
+    `reasoning` is the part of `completion` inside a reasoning block."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How one request ended. Times in seconds; `None` where the phase was never reached."""
+
+    kind: OutcomeKind
+    request_id: str
+    model: str
+    node: str | None
+    status: int
+    code: str | None
+    streamed: bool
+    usage: Usage | None
+    ttft_s: float | None
+    total_s: float

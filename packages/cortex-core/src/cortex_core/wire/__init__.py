@@ -1,0 +1,1 @@
+"""Wire formats: frames between neuron and worker, and server-sent events."""

@@ -1,0 +1,287 @@
+"""Frames between a neuron's parent process and a worker, over a socketpair.
+
+A frame is a 4-byte big-endian length, then one msgpack value: a tagged array, first item the tag.
+`request` ids are chosen by the parent, unique for a worker's life. `op` ids name a load or unload.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+
+from cortex_core.errors import Fault
+from cortex_core.outcome import Usage
+
+__all__ = [
+    "MAX_FRAME_BYTES",
+    "Cancel",
+    "Channel",
+    "Command",
+    "Delta",
+    "EngineParams",
+    "Failed",
+    "Finished",
+    "Generate",
+    "Hello",
+    "Load",
+    "LoadFailed",
+    "LoadProgress",
+    "Loaded",
+    "ModelInfo",
+    "ModelLoad",
+    "Progress",
+    "Reader",
+    "Report",
+    "Sampling",
+    "Shutdown",
+    "Started",
+    "Step",
+    "Unload",
+    "Unloaded",
+    "encode",
+]
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024  # far above any prompt; a length beyond it is a broken stream
+
+
+class EngineParams(msgspec.Struct, frozen=True):
+    """How to set up one llama_context. `context` is tokens per sequence; 0 = the model's own,
+    at most 8,192. `parallel` is how many sequences decode at once; 0 threads = every core."""
+
+    context: int = 0
+    parallel: int = 8
+    batch: int = 2048
+    threads: int = 0
+    gpu_layers: int = -1
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """Every value resolved; nothing is left to a library's default. Temperature 0 is greedy."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    ignore_eos: bool = False
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What a worker learned by loading a model. `context` is tokens per sequence. `metadata` holds
+    the GGUF's string-valued keys the parent needs (general.*, tokenizer.chat_template*).
+    `memory_bytes` is measured: what the process or device holds more than before the load."""
+
+    architecture: str
+    context: int
+    context_train: int
+    parallel: int
+    vocab_size: int
+    parameters: int
+    file_bytes: int
+    memory_bytes: int
+    load_s: float
+    bos: str = ""
+    eos: str = ""
+    reasoning: tuple[str, str] | None = None
+    metadata: dict[str, str] = {}
+
+
+# parent → worker
+
+
+class _Command(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+class Load(_Command, frozen=True):
+    op: int
+    model: str
+    path: str
+    params: EngineParams
+
+
+class Unload(_Command, frozen=True):
+    op: int
+    model: str
+
+
+class Generate(_Command, frozen=True):
+    """`prompt` is text; special tokens in it are parsed. `max_tokens` None = to the context's end.
+    `stop` strings never reach the client, not even in part."""
+
+    request: int
+    model: str
+    prompt: str
+    sampling: Sampling
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class Cancel(_Command, frozen=True):
+    request: int
+
+
+class Shutdown(_Command, frozen=True):
+    """Stop at once; the parent has already ended or drained what was running."""
+
+
+Command = Load | Unload | Generate | Cancel | Shutdown
+
+# worker → parent
+
+
+class _Report(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+class Hello(_Report, frozen=True):
+    pid: int
+    llama_cpp: str
+    system: str
+
+
+class LoadProgress(_Report, frozen=True):
+    op: int
+    fraction: float
+
+
+class Loaded(_Report, frozen=True):
+    op: int
+    model: str
+    info: ModelInfo
+
+
+class LoadFailed(_Report, frozen=True):
+    op: int
+    model: str
+    fault: Fault
+
+
+class Unloaded(_Report, frozen=True):
+    """Answers an Unload, whether or not the model was there."""
+
+    op: int
+    model: str
+
+
+Channel = Literal["content", "reasoning", "marker"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True):
+    """The request has a sequence and its prompt is being computed; `cached` tokens need not be."""
+
+    request: int
+    prompt: int
+    cached: int
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """Text that became complete in a step. A `marker` is the text of a reasoning marker itself."""
+
+    request: int
+    text: str
+    channel: Channel = "content"
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True):
+    request: int
+    reason: FinishReason
+    usage: Usage
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True):
+    """The request ends here with a fault; its sequence is already free."""
+
+    request: int
+    fault: Fault
+
+
+StepEvent = Started | Delta | Finished | Failed
+
+
+class Step(_Report, frozen=True):
+    """What one engine step produced for all requests: per request, in this order, its Started,
+    its Deltas in text order, then its Finished or Failed (each in at most one of the two)."""
+
+    model: str
+    started: list[Started] = []
+    deltas: list[Delta] = []
+    finished: list[Finished] = []
+    failed: list[Failed] = []
+
+
+class ModelLoad(msgspec.Struct, frozen=True, array_like=True):
+    """One model's load at a moment. `step_s`: how long the step in progress has been running."""
+
+    model: str
+    steps: int
+    tokens: int
+    running: int
+    waiting: int
+    step_s: float
+
+
+class Progress(_Report, frozen=True):
+    """Sent once a second by the control thread, which never waits for an engine."""
+
+    rss_bytes: int
+    models: list[ModelLoad]
+
+
+Report = Hello | LoadProgress | Loaded | LoadFailed | Unloaded | Step | Progress
+
+M = TypeVar("M", bound=Command | Report)
+
+_LENGTH = struct.Struct(">I")
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Command | Report) -> bytes:
+    """One frame. Raises ValueError beyond MAX_FRAME_BYTES."""
+    buffer = bytearray(4)
+    _encoder.encode_into(message, buffer, 4)
+    size = len(buffer) - 4
+    if size > MAX_FRAME_BYTES:
+        raise ValueError(f"frame of {size} bytes exceeds {MAX_FRAME_BYTES}")
+    _LENGTH.pack_into(buffer, 0, size)
+    return bytes(buffer)
+
+
+class Reader(Generic[M]):
+    """Bytes in, messages out, from chunks cut anywhere.
+
+    `Reader(Report)` in the parent, `Reader(Command)` in the worker.
+    Raises ValueError on an impossible length and msgspec.DecodeError on a frame that is no
+    message; the stream cannot be read on after either.
+    """
+
+    def __init__(self, messages: Any) -> None:
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(messages)
+        self._buffer = bytearray()
+
+    def feed(self, chunk: bytes) -> Iterator[M]:
+        """Yield every message that `chunk` completes."""
+        buffer = self._buffer
+        buffer += chunk
+        start = 0
+        try:
+            while len(buffer) - start >= 4:
+                (size,) = _LENGTH.unpack_from(buffer, start)
+                if size > MAX_FRAME_BYTES:
+                    raise ValueError(f"frame of {size} bytes exceeds {MAX_FRAME_BYTES}")
+                end = start + 4 + size
+                if len(buffer) < end:
+                    return
+                message = self._decoder.decode(bytes(buffer[start + 4 : end]))
+                start = end
+                yield message
+        finally:
+            del buffer[:start]

@@ -1,0 +1,145 @@
+"""A chat request is honoured, refused by name, or listed as without effect; never half-read."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex_core.envelopes.openai_chat import IGNORED_PARAMETERS, decode_chat_request
+from cortex_core.errors import (
+    CortexError,
+    InvalidJson,
+    InvalidRequest,
+    RequestError,
+    UnsupportedParameter,
+)
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def _body(**parameters: Any) -> bytes:
+    return msgspec.json.encode({"model": "m", "messages": MESSAGES, **parameters})
+
+
+def test_parameters_without_effect_are_listed_and_nulls_are_absent():
+    request, ignored = decode_chat_request(_body(user="me", store=True, seed=None, stop=None))
+    assert ignored == ["store", "user"]
+    assert request.seed is None
+
+
+def test_every_ignored_parameter_is_accepted():
+    _, ignored = decode_chat_request(_body(**dict.fromkeys(IGNORED_PARAMETERS, "x")))
+    assert set(ignored) == IGNORED_PARAMETERS
+
+
+def test_extras_of_a_message_are_kept_for_the_template():
+    message = {"role": "assistant", "content": None, "made_up": [1], "tool_calls": None}
+    request, _ = decode_chat_request(_body(messages=[*MESSAGES, message]))
+    assert request.messages[1]["made_up"] == [1]
+
+
+def test_the_newer_token_limit_wins():
+    request, _ = decode_chat_request(_body(max_tokens=5, max_completion_tokens=7))
+    assert request.token_limit == 7
+
+
+def test_stop_is_a_string_or_a_list():
+    assert decode_chat_request(_body(stop="a"))[0].stop_strings == ("a",)
+    assert decode_chat_request(_body(stop=["a", "", "b"]))[0].stop_strings == ("a", "b")
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+FAULTS: list[tuple[dict[str, Any], type[CortexError], str]] = [
+    ({"model": 1}, InvalidRequest, "model"),
+    ({"model": ""}, InvalidRequest, "model"),
+    ({"messages": []}, InvalidRequest, "messages"),
+    ({"messages": "hi"}, InvalidRequest, "messages"),
+    ({"messages": ["hi"]}, InvalidRequest, "messages[0]"),
+    ({"messages": [{"content": "x"}]}, InvalidRequest, "messages[0]"),
+    ({"messages": [{"role": "bob", "content": "x"}]}, InvalidRequest, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": 3}]}, InvalidRequest, "messages[0].content"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        UnsupportedParameter,
+        "messages[0].content[0]",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        InvalidRequest,
+        "messages[0].content[0].text",
+    ),
+    ({"temperature": "hot"}, InvalidRequest, "temperature"),
+    ({"temperature": -1}, InvalidRequest, "temperature"),
+    ({"top_p": 1.5}, InvalidRequest, "top_p"),
+    ({"max_tokens": 0}, InvalidRequest, "max_tokens"),
+    ({"seed": 1.5}, InvalidRequest, "seed"),
+    ({"stream": "yes"}, InvalidRequest, "stream"),
+    ({"stream_options": {"usage": True}}, InvalidRequest, "stream_options"),
+    ({"stop": [1]}, InvalidRequest, "stop[0]"),
+    ({"tools": [{"type": "function"}]}, InvalidRequest, "tools[0]"),
+    ({"tools": [{"type": "web_search"}]}, InvalidRequest, "tools[0].type"),
+    ({"temprature": 1}, UnsupportedParameter, "temprature"),
+    ({"n": 2}, UnsupportedParameter, "n"),
+    ({"logprobs": True}, UnsupportedParameter, "logprobs"),
+    ({"response_format": {"type": "json_object"}}, UnsupportedParameter, "response_format"),
+    ({"tools": [TOOL], "tool_choice": "required"}, UnsupportedParameter, "tool_choice"),
+    ({"parallel_tool_calls": False}, UnsupportedParameter, "parallel_tool_calls"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "param"), FAULTS, ids=lambda x: str(x)[:60])
+def test_a_fault_is_typed_and_names_its_parameter(
+    change: dict[str, Any], kind: type[CortexError], param: str
+):
+    with pytest.raises(kind) as caught:
+        decode_chat_request(_body(**change))
+    assert caught.value.param == param
+    assert param in caught.value.message
+
+
+@pytest.mark.parametrize("missing", ["model", "messages"])
+def test_a_missing_parameter_is_named(missing: str):
+    values = {"model": "m", "messages": MESSAGES}
+    del values[missing]
+    with pytest.raises(InvalidRequest) as caught:
+        decode_chat_request(msgspec.json.encode(values))
+    assert caught.value.param == missing
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"{'a': 1}", b"\xff", b"[" * 100_000])
+def test_what_is_no_json_is_invalid_json(body: bytes):
+    with pytest.raises(InvalidJson):
+        decode_chat_request(body)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"x"', b"true"])
+def test_what_is_no_object_is_an_invalid_request(body: bytes):
+    with pytest.raises(InvalidRequest, match="must be a JSON object"):
+        decode_chat_request(body)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    ["model", "messages", "stream", "stream_options", "stop", "tools", "seed", "tool_choice", "n"]
+)
+
+
+@given(st.dictionaries(FIELDS, JSON))
+def test_any_json_is_accepted_or_refused_with_a_type(values: dict[str, Any]):
+    body = msgspec.json.encode({"model": "m", "messages": MESSAGES} | values)
+    with contextlib.suppress(RequestError):
+        decode_chat_request(body)

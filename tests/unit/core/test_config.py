@@ -1,0 +1,154 @@
+"""A configuration that is wrong anywhere refuses to load, naming source, key and expectation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cortex_core.config.gateway import load_gateway_config
+from cortex_core.config.loader import ConfigError, parse_address
+from cortex_core.config.neuron import load_neuron_config
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "config.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_no_file_means_defaults():
+    config = load_gateway_config(None, {})
+    assert config.gateway.listen == "0.0.0.0:31313"
+    assert config.neurons == []
+
+
+def test_flags_win_over_environment_which_wins_over_the_file(write):
+    path = write('[gateway]\nlisten = "a:1"\nmetrics_listen = "a:2"\ndrain_s = 1\n')
+    environment = {"CORTEX_GATEWAY__LISTEN": "b:1", "CORTEX_GATEWAY__METRICS_LISTEN": "b:2"}
+    config = load_gateway_config(path, environment, {"gateway.listen": "c:1"})
+    assert config.gateway.listen == "c:1"
+    assert config.gateway.metrics_listen == "b:2"
+    assert config.gateway.drain_s == 1
+
+
+def test_a_list_from_the_environment_is_json():
+    environment = {"CORTEX_NEURONS": '[{"name": "q", "endpoint": "http://h:1"}]'}
+    assert load_gateway_config(None, environment).neurons[0].name == "q"
+
+
+def test_the_switch_and_nested_keys_of_a_neuron_come_from_the_environment():
+    environment = {"NEURON_USE_CHAT_TEMPLATE": "false", "NEURON_ENGINE__STEP_TIMEOUT_S": "3"}
+    config = load_neuron_config(None, environment)
+    assert config.use_chat_template is False
+    assert config.engine.step_timeout_s == 3
+
+
+def test_the_clients_own_variable_is_not_the_gateways():
+    load_gateway_config(None, {"CORTEX_URL": "http://x"})
+
+
+GATEWAY_FAULTS = [
+    ('[gateway]\nlisen = "a:1"', "gateway.lisen", "did you mean 'listen'"),
+    ("[gatway]", "gatway", "did you mean 'gateway'"),
+    ('[gateway]\ndrain_s = "long"', "gateway.drain_s", "expected `float`, got `str`"),
+    ("[gateway]\nmax_body_mb = 0", "gateway.max_body_mb", ">= 1"),
+    ('[gateway]\nlisten = "nowhere"', "gateway.listen", "expected host:port, got 'nowhere'"),
+    ('[eviction]\nstrategy = "fifo"', "eviction.strategy", "fifo"),
+    ('[[neurons]]\nname = "b"', "neurons[0].endpoint", "required, but missing"),
+    ('[[neurons]]\nname = "b"\nendpoint = "h:1"', "neurons[0].endpoint", "http://host:port"),
+    ('[[neurons]]\nname = "b b"\nendpoint = "http://h:1"', "neurons[0].name", "matching regex"),
+    (
+        '[[neurons]]\nname = "b"\nendpoint = "http://h:1"\ntoken_file = "/nonexistent"',
+        "neurons[0].token_file",
+        "/nonexistent",
+    ),
+    (
+        '[[neurons]]\nname = "b"\nendpoint = "http://h:1"\n' * 2,
+        "neurons[1].name",
+        "used twice",
+    ),
+    ("gateway = 3", "gateway", "expected `object`, got `int`"),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "problem"), GATEWAY_FAULTS, ids=lambda x: str(x)[:40])
+def test_a_fault_in_cortex_toml_names_file_key_and_expectation(
+    write, text: str, key: str, problem: str
+):
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        load_gateway_config(path, {})
+    assert caught.value.source == str(path)
+    assert caught.value.key == key
+    assert problem in caught.value.problem
+
+
+NEURON_FAULTS = [
+    ('listen = "x"', "listen", "host:port"),
+    ("[engine]\ncontext = -1", "engine.context", ">= 0"),
+    ("[engine]\nparalel = 2", "engine.paralel", "did you mean 'parallel'"),
+    ('[models]\nlocal = ["/nonexistent"]', "models.local[0]", "no such folder"),
+    ('token_file = "/nonexistent"', "token_file", "no such file"),
+    ("[[default_models]]", "default_models[0].id", "required, but missing"),
+    ('[[default_models]]\nid = "m"\n' * 2, "default_models[1].id", "given twice"),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "problem"), NEURON_FAULTS, ids=lambda x: str(x)[:40])
+def test_a_fault_in_neuron_toml_names_file_key_and_expectation(
+    write, text: str, key: str, problem: str
+):
+    with pytest.raises(ConfigError) as caught:
+        load_neuron_config(write(text), {})
+    assert caught.value.key == key
+    assert problem in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("CORTEX_GATEWAY__DRAIN_S", "four", "'four'"),
+        ("CORTEX_GATEWAY__DRIAN_S", "4", "did you mean 'drain_s'"),
+        ("CORTEX_GATEWAY__LISTEN__PORT", "4", "unknown key"),
+        ("CORTEX_GATEWAY", "4", "expected `object`"),
+        ("CORTEX_NEURONS", "[", "truncated"),
+    ],
+)
+def test_a_fault_in_the_environment_names_the_variable(variable: str, value: str, problem: str):
+    with pytest.raises(ConfigError) as caught:
+        load_gateway_config(None, {variable: value})
+    assert caught.value.source == variable
+    assert problem in caught.value.problem
+
+
+def test_a_missing_file_and_broken_toml_are_named(tmp_path: Path, write):
+    with pytest.raises(ConfigError, match=r"absent\.toml: no such file"):
+        load_gateway_config(tmp_path / "absent.toml", {})
+    with pytest.raises(ConfigError, match=r"not valid TOML.*line 1"):
+        load_gateway_config(write("a = = 1"), {})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_gateway_config(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:80", ("127.0.0.1", 80)),
+        ("[::1]:80", ("::1", 80)),
+        (":80", ("0.0.0.0", 80)),
+        ("box.lan:0", ("box.lan", 0)),
+    ],
+)
+def test_addresses_parse(text: str, address: tuple[str, int]):
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "80", "h:", "h:x", "h:65536", "h:-1", "h:²"])
+def test_a_wrong_address_is_refused(text: str):
+    with pytest.raises(ValueError, match="expected host:port"):
+        parse_address(text)
