@@ -1,0 +1,1 @@
+"""The engine against `llama-server`: `python -m tests.bench.engine`."""
