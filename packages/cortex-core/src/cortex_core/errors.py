@@ -332,7 +332,7 @@ def parse_openai(body: bytes, *, status: int, retry_after_s: int | None = None) 
     """The error behind an OpenAI-shaped body; anything else is an UpstreamFailed quoting it."""
     try:
         parsed = msgspec.json.decode(body, type=_OpenAIErrorBody).error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         excerpt = body[:200].decode("utf-8", "replace")
         return UpstreamFailed(f"HTTP {status} with a body that is no error envelope: {excerpt!r}")
     return CortexError.from_fault(

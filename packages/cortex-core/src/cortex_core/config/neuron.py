@@ -23,6 +23,7 @@ __all__ = [
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 CountOrAuto = Annotated[int, msgspec.Meta(ge=0)]
+NodeNameOrAuto = Annotated[str, msgspec.Meta(pattern="^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$")]
 
 
 class DevicesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,7 +64,7 @@ class NeuronConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `use_chat_template` false forces the built-in ChatML template on every model."""
 
     listen: str = "0.0.0.0:13131"
-    name: str = ""
+    name: NodeNameOrAuto = ""
     token_file: str | None = None
     use_chat_template: bool = True
     drain_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0

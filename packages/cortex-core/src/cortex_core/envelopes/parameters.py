@@ -27,7 +27,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
     InvalidRequest."""
     try:
         value = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJson(f"the request body is not valid JSON: {error}") from None
     except RecursionError:
         raise InvalidJson("the request body is nested too deeply") from None

@@ -76,7 +76,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 class ModelInfo(msgspec.Struct, frozen=True):
     """What a worker learned by loading a model. `context` is tokens per sequence. `metadata` holds
     the GGUF's string-valued keys the parent needs (general.*, tokenizer.chat_template*).
-    `memory_bytes` is measured: what the process or device holds more than before the load."""
+    `memory_bytes` is measured: what the process or device holds more than before the load.
+    `path` is the Load's: a chat template may lie beside the file."""
 
     architecture: str
     context: int
@@ -91,6 +92,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     eos: str = ""
     reasoning: tuple[str, str] | None = None
     metadata: dict[str, str] = {}
+    path: str = ""
 
 
 # parent → worker
