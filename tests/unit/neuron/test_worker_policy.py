@@ -1,0 +1,313 @@
+"""Traces of a device's worker: events in, instructions out, no process and no clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from cortex_core.errors import Fault
+from cortex_core.wire import ipc
+from neuron.worker_policy import (
+    Advanced,
+    Begun,
+    ConcludeLoad,
+    ConcludeUnload,
+    EndRequests,
+    Exited,
+    Greeted,
+    Kill,
+    Limits,
+    LoadSpec,
+    LoadWanted,
+    Refused,
+    Reported,
+    RestartAfter,
+    RestartDue,
+    SendLoad,
+    SendUnload,
+    Spawn,
+    Spawned,
+    StopWanted,
+    Succeeded,
+    Ticked,
+    Unloaded,
+    UnloadWanted,
+    WorkerPolicy,
+)
+
+LIMITS = Limits(step_timeout_s=10, hello_timeout_s=60)
+INFO = ipc.ModelInfo("test", 512, 512, 2, 100, 1000, 10, 20, 0.1)
+KILLED = "was killed by SIGKILL"
+
+
+def spec(model: str) -> LoadSpec:
+    return LoadSpec(model, f"/m/{model}.gguf", ipc.EngineParams())
+
+
+def load_report(model: str, step_s: float) -> ipc.Progress:
+    return ipc.Progress(1, [ipc.ModelLoad(model, 1, 1, 1, 0, step_s)])
+
+
+@pytest.fixture
+def worker() -> WorkerPolicy:
+    """A worker that is up."""
+    policy = WorkerPolicy("cpu", LIMITS)
+    assert policy.handle(Begun(0)) == [Spawn()]
+    assert policy.handle(Spawned(0, 100)) == []
+    assert policy.handle(Greeted(1)) == []
+    assert policy.phase == "ready"
+    return policy
+
+
+def load(policy: WorkerPolicy, model: str) -> None:
+    assert policy.handle(LoadWanted(spec(model))) == [SendLoad(spec(model))]
+    assert policy.handle(Succeeded(model, INFO)) == [ConcludeLoad(model)]
+
+
+def come_back(policy: WorkerPolicy, at: float, pid: int) -> list[object]:
+    assert policy.handle(RestartDue(at)) == [Spawn()]
+    policy.handle(Spawned(at, pid))
+    return list(policy.handle(Greeted(at)))
+
+
+def test_a_model_wanted_before_the_worker_is_up_is_loaded_when_it_is():
+    policy = WorkerPolicy("cpu", LIMITS)
+    policy.handle(Begun(0))
+    assert policy.handle(LoadWanted(spec("a"))) == []
+    assert policy.handle(Greeted(1)) == [SendLoad(spec("a"))]
+
+
+def test_loads_go_to_the_worker_one_at_a_time(worker: WorkerPolicy):
+    assert worker.handle(LoadWanted(spec("a"))) == [SendLoad(spec("a"))]
+    assert worker.handle(LoadWanted(spec("b"))) == []
+    assert worker.handle(Succeeded("a", INFO)) == [ConcludeLoad("a"), SendLoad(spec("b"))]
+
+
+def test_progress_of_a_load_is_kept_within_bounds(worker: WorkerPolicy):
+    worker.handle(LoadWanted(spec("a")))
+    worker.handle(Advanced("a", 0.4))
+    assert worker.models["a"].progress == 0.4
+    worker.handle(Advanced("a", 7))
+    assert worker.models["a"].progress == 1.0
+    worker.handle(Advanced("unknown", 0.1))
+
+
+def test_a_refused_load_leaves_a_failed_model_and_the_queue_moving(worker: WorkerPolicy):
+    fault = Fault("gguf_unsupported", "no")
+    worker.handle(LoadWanted(spec("a")))
+    worker.handle(LoadWanted(spec("b")))
+    assert worker.handle(Refused("a", fault)) == [ConcludeLoad("a", fault), SendLoad(spec("b"))]
+    assert worker.models["a"].phase == "failed"
+
+
+def test_a_crash_ends_requests_and_brings_every_model_back(worker: WorkerPolicy):
+    load(worker, "a")
+    load(worker, "b")
+    ended, restart = worker.handle(Exited(5, KILLED, ("GGML_ASSERT", "abort")))
+    assert isinstance(ended, EndRequests)
+    cause = "the worker of cpu (pid 100) was killed by SIGKILL; its last words: GGML_ASSERT | abort"
+    assert ended.fault == Fault("upstream_failed", cause)
+    assert restart == RestartAfter(0.2)
+    assert [m.phase for m in worker.models.values()] == ["recovering", "recovering"]
+    assert (worker.phase, worker.cause) == ("restarting", cause)
+
+    assert come_back(worker, 5.2, 101) == [SendLoad(spec("a"))]
+    assert (worker.pid, worker.restarts, worker.phase) == (101, 1, "ready")
+    assert worker.handle(Succeeded("a", INFO)) == [SendLoad(spec("b"))]
+    assert worker.handle(Succeeded("b", INFO)) == []
+    assert [m.phase for m in worker.models.values()] == ["ready", "ready"]
+    assert worker.models["a"].fault is None
+
+
+def test_the_back_off_doubles_and_the_fourth_crash_in_the_window_is_the_last(worker: WorkerPolicy):
+    load(worker, "a")
+    delays = []
+    for at in (10, 20, 30):
+        delays.append(worker.handle(Exited(at, KILLED))[-1])
+        come_back(worker, at + 1, 100 + at)
+        worker.handle(Succeeded("a", INFO))
+    assert delays == [RestartAfter(0.2), RestartAfter(0.4), RestartAfter(0.8)]
+    worker.handle(LoadWanted(spec("late")))
+    out = worker.handle(Exited(40, KILLED, ("why",)))
+    assert [type(i) for i in out] == [EndRequests, ConcludeLoad]
+    assert worker.phase == "failed"
+    assert worker.cause is not None
+    assert worker.cause.startswith("4 crashes within 10 minutes; the last: the worker of cpu")
+    assert worker.cause.endswith("why")
+    assert {m.phase for m in worker.models.values()} == {"failed"}
+    assert worker.models["a"].fault is not None
+
+
+def test_old_crashes_are_forgotten(worker: WorkerPolicy):
+    for n in range(8):
+        at = 300.0 * (n + 1)
+        out = worker.handle(Exited(at, KILLED))
+        assert isinstance(out[-1], RestartAfter)
+        come_back(worker, at + 1, n)
+    assert worker.restarts == 8
+
+
+def test_the_back_off_has_a_ceiling():
+    policy = WorkerPolicy("cpu", Limits(crashes_to_fail=99))
+    policy.handle(Begun(0))
+    delays = []
+    for n in range(12):
+        out = policy.handle(Exited(n, "could not be started: no memory"))
+        assert isinstance(out[-1], RestartAfter)
+        delays.append(out[-1].delay_s)
+        policy.handle(RestartDue(n))
+    assert delays[:4] == [0.2, 0.4, 0.8, 1.6]
+    assert delays[-1] == 30
+
+
+def test_a_process_that_cannot_even_be_started_counts_as_a_crash():
+    policy = WorkerPolicy("cpu", LIMITS)
+    policy.handle(Begun(0))
+    for at in (1, 2, 3):
+        policy.handle(Exited(at, "could not be started: ENOMEM"))
+        policy.handle(RestartDue(at))
+    policy.handle(Exited(4, "could not be started: ENOMEM"))
+    assert policy.phase == "failed"
+
+
+def test_a_load_that_kills_the_worker_fails_and_is_not_tried_again(worker: WorkerPolicy):
+    load(worker, "good")
+    worker.handle(LoadWanted(spec("bad")))
+    out = worker.handle(Exited(5, "exited with code 9"))
+    assert [type(i) for i in out] == [EndRequests, ConcludeLoad, RestartAfter]
+    assert come_back(worker, 6, 101) == [SendLoad(spec("good"))]
+    assert worker.handle(Succeeded("good", INFO)) == []
+    assert worker.models["bad"].phase == "failed"
+
+
+def test_a_load_that_only_waited_survives_the_crash(worker: WorkerPolicy):
+    worker.handle(LoadWanted(spec("first")))
+    worker.handle(LoadWanted(spec("second")))
+    worker.handle(Exited(5, KILLED))
+    assert come_back(worker, 6, 101) == [SendLoad(spec("second"))]
+
+
+def test_a_model_whose_reload_keeps_killing_the_worker_is_dropped_for_the_others(
+    worker: WorkerPolicy,
+):
+    load(worker, "bad")
+    load(worker, "good")
+    worker.handle(Exited(5, KILLED))
+    assert come_back(worker, 6, 101) == [SendLoad(spec("bad"))]
+    worker.handle(Exited(7, "exited with code 9"))
+    # Once could be chance, but the others go first now.
+    assert come_back(worker, 8, 102) == [SendLoad(spec("good"))]
+    assert worker.handle(Succeeded("good", INFO)) == [SendLoad(spec("bad"))]
+    worker.handle(Exited(9, "exited with code 9"))
+    assert worker.models["bad"].phase == "failed"
+    assert come_back(worker, 10, 103) == [SendLoad(spec("good"))]
+
+
+def test_a_step_that_runs_too_long_is_a_hung_worker(worker: WorkerPolicy):
+    load(worker, "a")
+    assert worker.handle(Reported(5, load_report("a", 10))) == []
+    kill, ended = worker.handle(Reported(6, load_report("a", 10.5)))
+    assert kill == Kill()
+    assert isinstance(ended, EndRequests)
+    assert "hung: a step of 'a' has run 10.5 s (step_timeout_s = 10)" in ended.fault.message
+    assert "pid 100" in ended.fault.message
+    assert worker.models["a"].phase == "recovering"
+
+
+def test_silence_is_a_hung_worker(worker: WorkerPolicy):
+    worker.handle(Reported(5, load_report("a", 0)))
+    for at in range(6, 16):
+        assert worker.handle(Ticked(at)) == []
+    assert worker.handle(Ticked(15.5))[0] == Kill()
+    assert worker.cause is not None
+    assert "no sign of life for 10.5 s" in worker.cause
+
+
+def test_time_we_were_not_running_ourselves_is_no_silence(worker: WorkerPolicy):
+    worker.handle(Reported(5, load_report("a", 0)))
+    worker.handle(Ticked(6))
+    assert worker.handle(Ticked(3600)) == []
+    assert worker.handle(Ticked(3605)) == []
+
+
+def test_a_hung_worker_is_restarted_only_when_it_is_dead(worker: WorkerPolicy):
+    load(worker, "a")
+    worker.handle(Reported(6, load_report("a", 11)))
+    assert worker.handle(Reported(7, load_report("a", 12))) == []
+    assert worker.handle(Ticked(8)) == []
+    assert worker.handle(Greeted(8)) == []
+    assert worker.handle(Exited(9, KILLED, ("last",))) == [RestartAfter(0.2)]
+    assert worker.cause is not None
+    assert "hung" in worker.cause
+    assert worker.cause.endswith("last")
+    assert come_back(worker, 10, 101) == [SendLoad(spec("a"))]
+
+
+def test_a_worker_that_never_greets_is_killed():
+    policy = WorkerPolicy("cpu", LIMITS)
+    policy.handle(Begun(0))
+    policy.handle(Spawned(0, 100))
+    for at in range(0, 61, 4):
+        assert policy.handle(Ticked(at)) == []
+    assert policy.handle(Ticked(61))[0] == Kill()
+    assert policy.cause is not None
+    assert "did not come up within 61 s" in policy.cause
+
+
+def test_an_unload_of_a_ready_model_goes_through_the_worker(worker: WorkerPolicy):
+    load(worker, "a")
+    assert worker.handle(UnloadWanted("a")) == [SendUnload("a")]
+    assert worker.models["a"].phase == "unloading"
+    assert worker.handle(UnloadWanted("a")) == []
+    assert worker.handle(Unloaded("a")) == [ConcludeUnload("a")]
+    assert worker.models == {}
+
+
+def test_an_unload_during_a_crash_is_done(worker: WorkerPolicy):
+    load(worker, "a")
+    worker.handle(UnloadWanted("a"))
+    out = worker.handle(Exited(5, KILLED))
+    assert ConcludeUnload("a") in out
+    assert come_back(worker, 6, 101) == []
+
+
+def test_an_unload_of_a_recovering_model_means_it_is_not_loaded_again(worker: WorkerPolicy):
+    load(worker, "a")
+    worker.handle(Exited(5, KILLED))
+    assert worker.handle(UnloadWanted("a")) == [ConcludeUnload("a")]
+    assert come_back(worker, 6, 101) == []
+
+
+def test_an_unload_during_a_reload_follows_it(worker: WorkerPolicy):
+    load(worker, "a")
+    worker.handle(Exited(5, KILLED))
+    come_back(worker, 6, 101)
+    assert worker.handle(UnloadWanted("a")) == []
+    assert worker.handle(Succeeded("a", INFO)) == [SendUnload("a")]
+    assert worker.handle(Unloaded("a")) == [ConcludeUnload("a")]
+
+
+def test_an_unload_of_what_is_not_there_is_done_at_once(worker: WorkerPolicy):
+    assert worker.handle(UnloadWanted("ghost")) == [ConcludeUnload("ghost")]
+
+
+def test_a_failed_device_takes_no_load():
+    policy = WorkerPolicy("cpu", Limits(crashes_to_fail=1))
+    policy.handle(Begun(0))
+    policy.handle(Exited(1, "exited with code 3", ("boom",)))
+    (concluded,) = policy.handle(LoadWanted(spec("a")))
+    assert isinstance(concluded, ConcludeLoad)
+    assert concluded.fault is not None
+    assert concluded.fault.code == "no_capacity"
+    assert "boom" in concluded.fault.message
+    assert policy.models == {}
+
+
+def test_a_stop_ends_requests_and_operations_and_nothing_is_restarted(worker: WorkerPolicy):
+    load(worker, "a")
+    worker.handle(UnloadWanted("a"))
+    worker.handle(LoadWanted(spec("b")))
+    out = worker.handle(StopWanted())
+    assert [type(i) for i in out] == [EndRequests, ConcludeUnload, ConcludeLoad]
+    assert worker.handle(Exited(9, "exited with code 0")) == []
+    assert worker.handle(RestartDue(10)) == []
+    assert worker.phase == "stopped"
