@@ -1,0 +1,118 @@
+"""The answer to one chat request: a worker's events in, pieces for the client out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from cortex_core.envelopes.openai_chat import FinishReason, FunctionCall, Message, ToolCall
+from cortex_core.errors import UpstreamFailed
+from cortex_core.outcome import Usage
+from cortex_core.wire import ipc
+from neuron.chat.pieces import CallArguments, CallStarted, Piece, Text, Thought
+from neuron.chat.reasoning import KeptReasoning, Marked, SplitReasoning
+from neuron.chat.tool_calls import ToolCallParser
+
+__all__ = ["Answer", "Ending", "collect"]
+
+
+class Ending(msgspec.Struct, frozen=True):
+    finish_reason: FinishReason
+    usage: Usage
+
+
+class Answer:
+    """Streaming and not, every answer goes through here, so both say the same.
+
+    `started` and `ending` are there once the worker told of them.
+    """
+
+    def __init__(
+        self, reasoning: SplitReasoning | KeptReasoning, calls: ToolCallParser | None
+    ) -> None:
+        self.started: ipc.Started | None = None
+        self.ending: Ending | None = None
+        self._reasoning = reasoning
+        self._calls = calls
+        self._has_called = False
+
+    def feed(self, events: Iterable[ipc.StepEvent]) -> list[Piece]:
+        """The pieces of one batch, neighbours of a kind joined. Raises UpstreamFailed if the
+        worker ended the request without being asked to."""
+        pieces: list[Piece] = []
+        for event in events:
+            if isinstance(event, ipc.Delta):
+                for part in self._reasoning.feed(event.channel, event.text):
+                    self._add(part, pieces)
+            elif isinstance(event, ipc.Started):
+                self.started = event
+            elif isinstance(event, ipc.Finished):
+                self._finish(event, pieces)
+        return _joined(pieces) if len(pieces) > 1 else pieces
+
+    def _add(self, part: Text | Thought, pieces: list[Piece]) -> None:
+        if self._calls is None or isinstance(part, Thought | Marked):
+            pieces.append(part)
+            return
+        for piece in self._calls.feed(part.text):
+            self._has_called |= isinstance(piece, CallStarted)
+            pieces.append(piece)
+
+    def _finish(self, event: ipc.Finished, pieces: list[Piece]) -> None:
+        if event.reason == "cancelled":
+            raise UpstreamFailed("the worker cancelled the request")
+        for part in self._reasoning.finish():
+            self._add(part, pieces)
+        if self._calls is not None:
+            last = self._calls.finish()
+            self._has_called |= any(isinstance(piece, CallStarted) for piece in last)
+            pieces += last
+        is_call = event.reason == "stop" and self._has_called
+        self.ending = Ending("tool_calls" if is_call else event.reason, event.usage)
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    joined: list[Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if isinstance(piece, Text) and isinstance(last, Text):
+            joined[-1] = Text(last.text + piece.text)
+        elif isinstance(piece, Thought) and isinstance(last, Thought):
+            joined[-1] = Thought(last.text + piece.text)
+        elif (
+            isinstance(piece, CallArguments)
+            and isinstance(last, CallArguments)
+            and piece.index == last.index
+        ):
+            joined[-1] = CallArguments(piece.index, last.fragment + piece.fragment)
+        else:
+            joined.append(piece)
+    return joined
+
+
+def collect(pieces: Iterable[Piece]) -> Message:
+    """All pieces of an answer as one message."""
+    text: list[str] = []
+    thoughts: list[str] = []
+    calls: list[CallStarted] = []
+    arguments: list[list[str]] = []
+    for piece in pieces:
+        if isinstance(piece, Text):
+            text.append(piece.text)
+        elif isinstance(piece, Thought):
+            thoughts.append(piece.text)
+        elif isinstance(piece, CallStarted):
+            calls.append(piece)
+            arguments.append([])
+        else:
+            arguments[piece.index].append(piece.fragment)
+    made = [
+        ToolCall(call.id, FunctionCall(call.name, "".join(fragments)))
+        for call, fragments in zip(calls, arguments, strict=True)
+    ]
+    return Message(
+        content="".join(text) or (None if made else ""),
+        reasoning_content="".join(thoughts) if thoughts else msgspec.UNSET,
+        tool_calls=made or msgspec.UNSET,
+    )

@@ -1,0 +1,201 @@
+"""From a chat request to a worker's stream: template, sampling, and the machines that read the
+answer. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from cortex_core.config.neuron import NeuronConfig
+from cortex_core.envelopes.openai_chat import ChatRequest
+from cortex_core.wire import ipc
+from neuron.chat.answer import Answer
+from neuron.chat.pieces import Piece
+from neuron.chat.reasoning import KeptReasoning, SplitReasoning
+from neuron.chat.template import ChatTemplate, Prompt, find_texts
+from neuron.chat.tool_calls import parser_for
+
+__all__ = ["ChatService", "ChatStream", "ModelRegistry", "WorkerStream", "resolve_sampling"]
+
+# A render this short costs less than handing it to a thread would; a template that was slow once,
+# or a long conversation, goes to a thread, so that other streams' tokens are not held up.
+_INLINE_RENDER_S = 0.001
+_INLINE_CHARACTERS = 64 * 1024
+
+
+class WorkerStream(Protocol):
+    """What is used of a request in a worker; leaving its context cancels it."""
+
+    async def read(self) -> list[ipc.StepEvent]: ...
+
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class ModelRegistry(Protocol):
+    """What is used of the neuron's models. Both raise ModelNotFound, or why it cannot serve."""
+
+    def info(self, model: str) -> ipc.ModelInfo: ...
+
+    def open(
+        self,
+        model: str,
+        prompt: str,
+        sampling: ipc.Sampling,
+        max_tokens: int | None,
+        stop: tuple[str, ...],
+    ) -> WorkerStream: ...
+
+
+class ChatStream:
+    """One answer as it comes. `async with`, then `read()` until `answer.ending` is there."""
+
+    def __init__(self, stream: WorkerStream, answer: Answer) -> None:
+        self.answer = answer
+        self._stream = stream
+
+    async def read(self) -> list[Piece]:
+        """The next pieces, perhaps none. Waits as long as the worker takes; raises the CortexError
+        the request ended with."""
+        return self.answer.feed(await self._stream.read())
+
+    async def __aenter__(self) -> ChatStream:
+        await self._stream.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stream.__aexit__(kind, error, trace)
+
+
+class ChatService:
+    """Opens chat streams on the models of `registry`; keeps each model's compiled template."""
+
+    def __init__(self, registry: ModelRegistry, config: NeuronConfig) -> None:
+        self._registry = registry
+        self._config = config
+        self._templates: dict[str, tuple[ipc.ModelInfo, ChatTemplate]] = {}
+
+    async def open(self, request: ChatRequest, *, include_thinking: bool = False) -> ChatStream:
+        """Render the prompt and send it to the model's worker. Raises ModelNotFound, Unavailable,
+        RateLimitExceeded, TemplateRenderFailed or InvalidRequest. Enter the stream at once: the
+        request is in flight from here on."""
+        info = self._registry.info(request.model)
+        prompt = await self._render(request, self._template(request.model, info))
+        if include_thinking:
+            reasoning = KeptReasoning(_opened_by(prompt.text, info.reasoning))
+        else:
+            reasoning = SplitReasoning()
+        calls = parser_for(prompt.format_text) if _offered_tools(request) else None
+        answer = Answer(reasoning, calls)
+        stream = self._registry.open(
+            request.model,
+            prompt.text,
+            resolve_sampling(request, info.metadata),
+            request.token_limit,
+            request.stop_strings,
+        )
+        return ChatStream(stream, answer)
+
+    def _template(self, model: str, info: ipc.ModelInfo) -> ChatTemplate:
+        known = self._templates.get(model)
+        if known is not None and (known[0] is info or known[0] == info):
+            return known[1]
+        path = Path(info.path) if info.path else None
+        use = self._config.use_chat_template
+        texts = find_texts(path, info.metadata, use_chat_template=use)
+        template = ChatTemplate(texts, bos=info.bos, eos=info.eos)
+        self._templates[model] = (info, template)
+        return template
+
+    async def _render(self, request: ChatRequest, template: ChatTemplate) -> Prompt:
+        arguments = (request.messages, _offered_tools(request), _template_kwargs(request))
+        is_quick = template.last_s < _INLINE_RENDER_S
+        if is_quick and _is_short(request.messages):
+            return template.render(*arguments)
+        return await asyncio.to_thread(template.render, *arguments)
+
+
+def _offered_tools(request: ChatRequest) -> list[dict[str, Any]] | None:
+    """With `tool_choice: none` the model is not even told, so that it cannot be tempted."""
+    return None if request.tool_choice == "none" else request.tools or None
+
+
+def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
+    kwargs: dict[str, Any] = {}
+    if request.reasoning_effort is not None:
+        kwargs["enable_thinking"] = request.reasoning_effort != "none"
+        if request.reasoning_effort != "none":
+            kwargs["reasoning_effort"] = request.reasoning_effort
+    return kwargs | (request.chat_template_kwargs or {})
+
+
+def _is_short(messages: list[dict[str, Any]]) -> bool:
+    left = _INLINE_CHARACTERS
+    rest: list[Any] = [messages]  # a stack of our own: clients may nest as deep as JSON allows
+    while rest and left > 0:
+        value = rest.pop()
+        if isinstance(value, str):
+            left -= len(value)
+        elif isinstance(value, dict):
+            rest.extend(value.values())
+        elif isinstance(value, list):
+            rest.extend(value)
+    return left > 0
+
+
+def _opened_by(prompt: str, markers: tuple[str, str] | None) -> str:
+    """The opening marker, with what follows it, where the prompt itself ends in one."""
+    if markers is None:
+        return ""
+    at = prompt.rfind(markers[0])
+    tail = prompt[at:] if at >= 0 else ""
+    return tail if tail.strip() == markers[0] else ""
+
+
+# Names the GGUF format gives to the values a model's makers recommend.
+_RECOMMENDED = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repeat_penalty": "general.sampling.penalty_repeat",
+    "repeat_last_n": "general.sampling.penalty_last_n",
+}
+_WHOLE = ("top_k", "repeat_last_n")
+
+
+def resolve_sampling(request: ChatRequest, metadata: Mapping[str, str]) -> ipc.Sampling:
+    """Each value from the request, else from the model's metadata, else the fixed default."""
+    values: dict[str, Any] = {}
+    for name in ipc.Sampling.__struct_fields__:
+        value = getattr(request, name)
+        if value is None and name in _RECOMMENDED:
+            value = _number(metadata.get(_RECOMMENDED[name]), name in _WHOLE)
+        if value is not None:
+            values[name] = value
+    return ipc.Sampling(**values)
+
+
+def _number(text: str | None, is_whole: bool) -> float | int | None:
+    """Metadata is untrusted: what is no number from 0 up is no recommendation."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    if not 0 <= value < 2**31:
+        return None
+    return int(value) if is_whole else value
