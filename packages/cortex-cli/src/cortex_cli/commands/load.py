@@ -1,0 +1,124 @@
+"""`cortex load` and `cortex unload`: start the operation, then show how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from cortex_cli.failure import Failure
+from cortex_cli.gateway import Gateway, Placed, url_option
+from cortex_cli.terminal import console, err_console, note, plain
+from cortex_cli.units import count, duration, size
+from cortex_core.errors import CortexError
+from cortex_core.fleet.discovery import ModelState, Operation
+
+__all__ = ["absolute", "here", "load", "unload"]
+
+_POLL_S = 0.1
+
+
+@click.command(short_help="Load a model.")
+@click.argument("model")
+@click.option("--node", help="The neuron to load it on; needed where several are reachable.")
+@click.option("--device", help="The device of that node, e.g. cuda:0 or cpu.")
+@click.option("--context", type=click.IntRange(min=1), help="Tokens per sequence.")
+@click.option("--parallel", type=click.IntRange(min=1), help="Sequences that decode at once.")
+@url_option
+def load(url: str, model: str, **options: Any) -> None:
+    """Load MODEL: an id, or the path of a GGUF file on the neuron's host."""
+    request = {"model": absolute(model), **_given(options)}
+    took_s, node, done = asyncio.run(_carry_out(url, "load", request))
+    console().print(plain(f"loaded {_described(node, done)} in {duration(took_s)}"))
+
+
+@click.command(short_help="Unload a model.")
+@click.argument("model")
+@click.option("--node", help="The neuron to unload it from; needed where several hold it.")
+@url_option
+def unload(url: str, model: str, node: str | None) -> None:
+    """Unload MODEL; running requests finish first."""
+    request = {"model": absolute(model), **_given({"node": node})}
+    took_s, where, done = asyncio.run(_carry_out(url, "unload", request))
+    console().print(plain(f"unloaded {done.model} from {where} in {duration(took_s)}"))
+
+
+def absolute(model: str) -> str:
+    """A path that says so (`./`, `../`, `~/`) made absolute: the neuron runs in another folder.
+
+    Anything else is left alone: `org/name` looks like a path too.
+    """
+    if model.startswith(("./", "../", "~/")):
+        return str(Path(model).expanduser().resolve())
+    return model
+
+
+def here(model: str) -> str:
+    """For a neuron started from this very folder: any path to a file that exists, made absolute."""
+    return str(Path(model).resolve()) if Path(model).is_file() else absolute(model)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _described(node: str, operation: Operation) -> str:
+    model = operation.result
+    if model is None:
+        return f"{operation.model} on {node}"
+    return f"{model.id} on {node} ({_facts(model)})"
+
+
+def _facts(model: ModelState) -> str:
+    return (
+        f"{model.device}: {size(model.memory_bytes)}, "
+        f"{model.parallel} x {count(model.context)} tokens"
+    )
+
+
+async def _carry_out(url: str, verb: str, request: dict[str, Any]) -> tuple[float, str, Operation]:
+    """Seconds it took, the node, and the operation that is done. Raises its fault if it failed."""
+    began_s = time.monotonic()
+    async with Gateway(url) as gateway:
+        start = gateway.load if verb == "load" else gateway.unload
+        placed = await start(request)
+        try:
+            ended = await _watched(gateway, placed)
+        except asyncio.CancelledError:
+            note(f"the {verb} goes on without you; `cortex status` shows how far it is")
+            raise
+    if ended.phase == "failed":
+        if ended.fault is None:
+            raise Failure(f"the {verb} of {ended.model} failed on {placed.node}, without a cause")
+        raise CortexError.from_fault(ended.fault)
+    return time.monotonic() - began_s, placed.node, ended
+
+
+async def _watched(gateway: Gateway, placed: Placed) -> Operation:
+    """Polls until the operation ends or the gateway fails; shows a bar meanwhile on a terminal."""
+    out = err_console()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=40),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=out,
+        transient=True,
+        disable=not out.is_terminal,
+    )
+    operation = placed.operation
+    title = f"{operation.kind}ing {operation.model} on {placed.node}"
+    if not out.is_terminal:
+        note(title)
+    with bar:
+        task = bar.add_task(plain(title), total=1.0)
+        while operation.phase == "running":
+            bar.update(task, completed=operation.progress)
+            await asyncio.sleep(_POLL_S)
+            operation = await gateway.operation(placed.node, operation.id)
+        bar.update(task, completed=1.0)
+    return operation

@@ -1,0 +1,207 @@
+"""The gateway as seen from the command line: its HTTP routes as typed calls.
+
+Every refusal of the gateway is raised as the CortexError it stands for; silence on the line as a
+Failure that says what to try. Prints nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Self, TypeVar
+
+import aiohttp
+import click
+import msgspec
+
+from cortex_cli.failure import Failure
+from cortex_core.envelopes.models import ModelList
+from cortex_core.errors import parse_openai
+from cortex_core.fleet.discovery import NodeState, Operation
+
+__all__ = ["DEFAULT_URL", "FleetNode", "FleetView", "Gateway", "Placed", "url_option"]
+
+T = TypeVar("T")
+
+DEFAULT_URL = "http://127.0.0.1:31313"
+
+_ANSWER = aiohttp.ClientTimeout(total=30, sock_connect=5)
+# The gateway itself watches for a stalled upstream; this only ends the wait for a dead gateway.
+_STREAM = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=900)
+
+
+class FleetNode(msgspec.Struct, frozen=True):
+    """One configured neuron. `in_flight`: requests of this gateway; `state` may be stale."""
+
+    name: str
+    endpoint: str
+    reachable: bool
+    cause: str | None = None
+    in_flight: int = 0
+    state: NodeState | None = None
+
+
+class FleetView(msgspec.Struct, frozen=True):
+    nodes: list[FleetNode]
+    version: str = ""
+
+
+class Placed(NamedTuple):
+    """An operation and the node it runs on."""
+
+    operation: Operation
+    node: str
+
+
+def url_option(command: Any) -> Any:
+    """`--url`, or CORTEX_URL, as the parameter `url`."""
+    return click.option(
+        "--url",
+        envvar="CORTEX_URL",
+        default=DEFAULT_URL,
+        show_default=True,
+        show_envvar=True,
+        callback=lambda _ctx, _param, value: _normal(value),
+        help="The gateway.",
+    )(command)
+
+
+def _normal(url: str) -> str:
+    """Accepts what people paste: without a scheme, with a slash, or with the SDKs' /v1."""
+    url = url.strip().rstrip("/").removesuffix("/v1")
+    if "://" not in url:
+        url = f"http://{url}"
+    if not url.startswith(("http://", "https://")) or not url.partition("://")[2]:
+        raise click.BadParameter(f"expected http://host:port, got {url!r}")
+    return url
+
+
+class Gateway:
+    """A client of one gateway; an async context manager."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(timeout=_ANSWER)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def fleet_json(self) -> bytes:
+        """`GET /admin/fleet` as it came."""
+        return await self._call("GET", "/admin/fleet")
+
+    async def fleet(self) -> FleetView:
+        return self.read_fleet(await self.fleet_json())
+
+    def read_fleet(self, raw: bytes) -> FleetView:
+        return self._decoded(raw, FleetView)
+
+    async def models_json(self) -> bytes:
+        """`GET /v1/models` as it came."""
+        return await self._call("GET", "/v1/models")
+
+    async def models(self) -> ModelList:
+        return self.read_models(await self.models_json())
+
+    def read_models(self, raw: bytes) -> ModelList:
+        return self._decoded(raw, ModelList)
+
+    async def load(self, request: dict[str, Any]) -> Placed:
+        """Starts a load; `request` holds model and perhaps node, device, context, parallel."""
+        return await self._started("/admin/models/load", request)
+
+    async def unload(self, request: dict[str, Any]) -> Placed:
+        return await self._started("/admin/models/unload", request)
+
+    async def _started(self, path: str, request: dict[str, Any]) -> Placed:
+        async with self._answered("POST", path, request, _ANSWER) as response:
+            operation = self._decoded(await response.read(), Operation)
+            return Placed(operation, response.headers.get("x-cortex-node", ""))
+
+    async def operation(self, node: str, operation_id: str) -> Operation:
+        body = await self._call("GET", f"/admin/operations/{node}/{operation_id}")
+        return self._decoded(body, Operation)
+
+    async def chat(self, request: dict[str, Any]) -> bytes:
+        """`POST /v1/chat/completions`, answered whole."""
+        return await self._call("POST", "/v1/chat/completions", request, _STREAM)
+
+    @asynccontextmanager
+    async def chat_stream(self, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """`POST /v1/chat/completions` with `stream`; yields the raw bytes as they arrive."""
+        async with self._answered("POST", "/v1/chat/completions", request, _STREAM) as response:
+            yield response.content.iter_any()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        request: dict[str, Any] | None = None,
+        timeout: aiohttp.ClientTimeout = _ANSWER,  # noqa: ASYNC109 - aiohttp's own value
+    ) -> bytes:
+        async with self._answered(method, path, request, timeout) as response:
+            return await response.read()
+
+    @asynccontextmanager
+    async def _answered(
+        self,
+        method: str,
+        path: str,
+        request: dict[str, Any] | None,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        body = None if request is None else msgspec.json.encode(request)
+        headers = {"content-type": "application/json"} if body is not None else None
+        try:
+            async with self._session.request(
+                method, self.url + path, data=body, headers=headers, timeout=timeout
+            ) as response:
+                if response.status >= 400:
+                    raise parse_openai(
+                        await response.read(),
+                        status=response.status,
+                        retry_after_s=_seconds(response.headers.get("retry-after")),
+                    )
+                yield response
+        except aiohttp.ClientConnectorError as error:
+            raise self._unreachable(_reason(error)) from None
+        except aiohttp.ConnectionTimeoutError:
+            raise self._unreachable("no connection within 5 s") from None
+        except aiohttp.InvalidURL:
+            raise Failure(f"{self.url!r} is not a URL; expected http://host:port") from None
+        except TimeoutError:
+            raise Failure(f"the gateway at {self.url} accepted, but never answered") from None
+        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
+            raise Failure(f"the gateway at {self.url} broke off its answer") from None
+        except aiohttp.ClientError as error:
+            what = str(error) or type(error).__name__
+            raise Failure(f"the connection to {self.url} broke off: {what}") from None
+
+    def _unreachable(self, reason: str) -> Failure:
+        return Failure(
+            f"no gateway answers at {self.url} ({reason}); start one with `cortex up`, "
+            "or name another with --url or CORTEX_URL"
+        )
+
+    def _decoded(self, body: bytes, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.DecodeError as error:
+            raise Failure(
+                f"{self.url} does not answer like a cortex gateway of this version: {error}"
+            ) from None
+
+
+def _reason(error: aiohttp.ClientConnectorError) -> str:
+    """`connection refused` rather than a sentence with the host in it twice."""
+    number = error.os_error.errno
+    text = os.strerror(number) if number and number > 0 else str(error.os_error)
+    return text[:1].lower() + text[1:]
+
+
+def _seconds(retry_after: str | None) -> int | None:
+    return int(retry_after) if retry_after and retry_after.isdigit() else None

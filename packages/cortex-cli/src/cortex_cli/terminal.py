@@ -1,0 +1,63 @@
+"""The consoles, and what may be written to them.
+
+Tables and answers go to stdout; everything about how it went, to stderr. Text that came from a
+model or a server is printed as text: never as markup, never as terminal control codes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+__all__ = ["complain", "console", "emit_json", "err_console", "note", "plain"]
+
+# A table in a pipe has no window to fit into; the default of 80 columns would cut cells short.
+_PIPE_WIDTH = 200
+
+# C0 without tab and newline, DEL, C1: a model must not move the cursor or retitle the window.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def console() -> Console:
+    """Stdout. Made anew for each use, so that it follows a redirected `sys.stdout`."""
+    return _console(stderr=False)
+
+
+def err_console() -> Console:
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    width = None if is_terminal else _PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, emoji=False)
+
+
+def plain(text: str) -> str:
+    """The text without control characters; tabs and newlines stay."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def complain(message: str, *, code: str | None = None, details: list[str] | None = None) -> None:
+    """One red line on stderr, with the lines that prove it below."""
+    line = Text.assemble(("error: ", "bold red"), (plain(message), "red"))
+    if code:
+        line.append(f" [{code}]", "dim")
+    out = err_console()
+    out.print(line, soft_wrap=True)
+    for detail in details or ():
+        out.print(Text(f"  {plain(detail)}", "dim"), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """A dim remark on stderr."""
+    err_console().print(Text(plain(message), "dim"), soft_wrap=True)
+
+
+def emit_json(raw: bytes) -> None:
+    """JSON to stdout, undecorated."""
+    click.echo(raw)
