@@ -122,6 +122,17 @@ async def test_other_parameters_are_a_conflict(folder: Path, wanted: Wanted):
             await n.registry.load("a.gguf", wanted)
 
 
+async def test_a_conflict_is_with_what_the_model_really_has(folder: Path):
+    async with node(folder) as n:
+        ready = await n.load("a.gguf")
+        assert ready is not None
+        context = ready.context
+        again = await n.registry.load("a.gguf", Wanted(context=context))
+        assert again.report().phase == "done"
+        with pytest.raises(Conflict, match=f"is loaded with {context}, not 64"):
+            await n.registry.load("a.gguf", Wanted(context=64))
+
+
 async def test_progress_is_shown_while_loading(folder: Path):
     async with node(folder, "slow") as n:
         record = await n.registry.load("a.gguf", ANYHOW)

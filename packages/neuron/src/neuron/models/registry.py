@@ -324,15 +324,20 @@ class Registry:
 
     def _compare(self, model: str, entry: _Entry | None, wanted: Wanted, how: str) -> None:
         _, asked = self._newest.get(model, (None, Wanted()))
-        has = {name: getattr(asked, name) for name in Wanted.__struct_fields__}
+        has = {name: (getattr(asked, name),) for name in Wanted.__struct_fields__}
         if entry is not None and not entry.is_draining:
-            params = entry.spec.params
-            has = {"device": entry.device, "context": params.context, "parallel": params.parallel}
-        for name, value in has.items():
+            # What was asked for, and what it came to: a context of 0 asks for the model's own.
+            state, params = self._model_state(model, entry), entry.spec.params
+            has = {
+                "device": (entry.device,),
+                "context": (state.context, params.context),
+                "parallel": (state.parallel, params.parallel),
+            }
+        for name, values in has.items():
             mine = getattr(wanted, name)
-            if mine is not None and mine != value:
+            if mine is not None and mine not in values:
                 raise Conflict(
-                    f"{name}: {model!r} is {how} with {value!r}, not {mine!r}; unload it first",
+                    f"{name}: {model!r} is {how} with {values[0]!r}, not {mine!r}; unload it first",
                     param=name,
                 )
 
