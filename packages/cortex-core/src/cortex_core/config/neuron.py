@@ -43,7 +43,7 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `parallel` sequences decode at once; `threads` 0 = the cores shared among CPU workers."""
 
     context: CountOrAuto = 0
-    parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
     batch: Annotated[int, msgspec.Meta(ge=32, le=16384)] = 2048
     threads: CountOrAuto = 0
     max_waiting: Count = 256

@@ -52,7 +52,7 @@ class EngineParams(msgspec.Struct, frozen=True):
     at most 8,192. `parallel` is how many sequences decode at once; 0 threads = every core."""
 
     context: int = 0
-    parallel: int = 8
+    parallel: int = 4
     batch: int = 2048
     threads: int = 0
     gpu_layers: int = -1
