@@ -1,0 +1,254 @@
+"""The control plane of a worker: reads commands, starts and ends models, reports progress.
+
+Runs on the main thread and never waits for an engine.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import NoReturn
+
+import msgspec
+
+from cortex_core.errors import (
+    Conflict,
+    CortexError,
+    Fault,
+    InternalError,
+    ModelLoading,
+    ModelNotFound,
+    Unavailable,
+)
+from cortex_core.wire.ipc import (
+    Cancel,
+    Command,
+    Failed,
+    Generate,
+    Hello,
+    Load,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    Progress,
+    Reader,
+    Shutdown,
+    Step,
+    Unload,
+    Unloaded,
+)
+from neuron.worker import llama
+from neuron.worker.engine import Engine
+from neuron.worker.load import load, resident_bytes
+from neuron.worker.outbox import Outbox
+
+__all__ = ["Worker"]
+
+_PROGRESS_EVERY_S = 1.0
+_LOAD_PROGRESS_EVERY_S = 0.1
+_EXIT_BROKEN = 70  # EX_SOFTWARE
+
+
+class Worker:
+    """One worker process: its socket, its device, its models."""
+
+    def __init__(self, sock: socket.socket, device: str) -> None:
+        self._socket = sock
+        self.device = device
+        self.outbox = Outbox(sock)
+        self._models: dict[str, _Model] = {}
+        self.loading = threading.Lock()
+        """One load at a time: what a load adds to the memory held is then its own."""
+        self._is_terminating = False
+
+    def run(self) -> NoReturn:
+        """Serve until the parent says Shutdown or is gone, or SIGTERM and nothing in flight."""
+        llama.start()
+        version, system = llama.versions()
+        self.outbox.send(Hello(os.getpid(), version, system))
+        wake = self._catch_sigterm()
+        ready = select.poll()
+        ready.register(self._socket, select.POLLIN)
+        ready.register(wake, select.POLLIN)
+        reader = Reader(Command)  # pyright: ignore[reportArgumentType]
+        due = time.monotonic()
+        while True:
+            wait_s = max(due - time.monotonic(), 0.0)
+            events = dict(ready.poll(1000 * min(wait_s, 0.05 if self._is_terminating else 1.0)))
+            if wake in events:
+                os.read(wake, 64)
+                self._is_terminating = True
+            if self._socket.fileno() in events:
+                self._read(reader)
+            if self._is_terminating and self._is_idle():
+                self.exit(0)
+            if time.monotonic() >= due:
+                due = time.monotonic() + _PROGRESS_EVERY_S
+                self._report_progress()
+
+    def _catch_sigterm(self) -> int:
+        """A service manager sends SIGTERM to every process of the service at once, and the parent
+        may still be draining: end when nothing is in flight. SIGINT is the parent's alone."""
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        return read_end
+
+    def _is_idle(self) -> bool:
+        return all(model.is_idle for model in list(self._models.values()))
+
+    def _read(self, reader: Reader) -> None:
+        try:
+            data = self._socket.recv(1 << 18, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.exit(0)  # the parent is gone
+        try:
+            for command in reader.feed(data):
+                self._handle(command)  # pyright: ignore[reportArgumentType]
+        except (ValueError, msgspec.DecodeError) as error:
+            self.die(f"unreadable frame from the parent: {error}")
+
+    def _handle(self, command: Command) -> None:
+        match command:
+            case Generate():
+                self._generate(command)
+            case Cancel():
+                for model in list(self._models.values()):  # whose it is, each engine knows
+                    if model.engine is not None:
+                        model.engine.submit(command)
+            case Load():
+                self._load(command)
+            case Unload():
+                model = self._models.get(command.model)
+                if model is None:
+                    self.outbox.send(Unloaded(command.op, command.model))
+                else:
+                    model.unload(command.op)
+            case Shutdown():
+                self.exit(0)
+
+    def _generate(self, command: Generate) -> None:
+        model = self._models.get(command.model)
+        error: CortexError | None = None
+        if model is None or model.is_leaving:
+            error = ModelNotFound(f"model {command.model!r} is not loaded on {self.device}")
+        elif model.engine is None:
+            error = ModelLoading(f"model {command.model!r} is still loading on {self.device}")
+        else:
+            model.engine.submit(command)
+        if error is not None:
+            failed = Failed(command.request, error.fault)
+            self.outbox.send(Step(command.model, failed=[failed]))
+
+    def _load(self, command: Load) -> None:
+        if command.model in self._models:
+            fault = Conflict(f"model {command.model!r} is already here").fault
+            self.outbox.send(LoadFailed(command.op, command.model, fault))
+            return
+        model = self._models[command.model] = _Model(self, command)
+        model.start()
+
+    def forget(self, name: str) -> None:
+        """The model's thread has freed everything."""
+        del self._models[name]
+
+    def _report_progress(self) -> None:
+        engines = [model.engine for model in list(self._models.values())]
+        loads = [engine.state() for engine in engines if engine is not None]
+        self.outbox.send(Progress(resident_bytes(), loads))
+
+    def exit(self, code: int) -> NoReturn:
+        """End now. Threads inside llama.cpp are not waited for: one of them may be hung."""
+        self.outbox.drain(0.2)
+        os._exit(code)
+
+    def die(self, message: str) -> NoReturn:
+        sys.stderr.write(f"worker {self.device}: {message}\n")
+        sys.stderr.flush()
+        self.exit(_EXIT_BROKEN)
+
+
+class _Model(threading.Thread):
+    """A model from Load to Unload, on a thread of its own, which is also its engine's."""
+
+    def __init__(self, worker: Worker, command: Load) -> None:
+        super().__init__(name=command.model, daemon=True)
+        self._worker = worker
+        self._command = command
+        self._unload_ops: list[int] = []
+        self._reported_at = 0.0
+        self.engine: Engine | None = None
+
+    @property
+    def is_leaving(self) -> bool:
+        return bool(self._unload_ops)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.engine is None or self.engine.is_idle
+
+    def unload(self, op: int) -> None:
+        self._unload_ops.append(op)
+        if (engine := self.engine) is not None:
+            engine.stop(self._unloaded_fault())
+
+    def _unloaded_fault(self) -> Fault:
+        return Unavailable(f"model {self._command.model!r} was unloaded meanwhile").fault
+
+    def run(self) -> None:
+        try:
+            with llama.log_to(self._command.model):
+                self._load_and_serve()
+        except BaseException as error:
+            traceback.print_exception(error)
+            self._worker.die(f"{self._command.model}: {error!r}")
+
+    def _load_and_serve(self) -> None:
+        worker, command = self._worker, self._command
+        fault: Fault | None = None
+        try:
+            with worker.loading:
+                loaded = load(
+                    command.path,
+                    command.params,
+                    device=worker.device,
+                    on_progress=self._on_progress,
+                )
+        except CortexError as error:
+            fault = error.fault
+        except Exception as error:
+            traceback.print_exception(error)
+            fault = InternalError(f"cannot load {command.path}: {error!r}").fault
+        else:
+            engine = Engine(command.model, loaded, emit=worker.outbox.send, die=worker.die)
+            self.engine = engine
+            worker.outbox.send(Loaded(command.op, command.model, loaded.info))
+            if self.is_leaving:
+                engine.stop(self._unloaded_fault())
+            engine.run()
+            engine.close()
+        worker.forget(command.model)
+        if fault is not None:
+            worker.outbox.send(LoadFailed(command.op, command.model, fault))
+        for op in self._unload_ops:
+            worker.outbox.send(Unloaded(op, command.model))
+
+    def _on_progress(self, fraction: float) -> bool:
+        """Tell the parent, ten times a second at most and at the end; False gives up."""
+        now = time.monotonic()
+        if fraction >= 1.0 or now - self._reported_at >= _LOAD_PROGRESS_EVERY_S:
+            self._reported_at = now
+            self._worker.outbox.send(LoadProgress(self._command.op, fraction))
+        return not self.is_leaving

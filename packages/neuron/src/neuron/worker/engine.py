@@ -1,0 +1,372 @@
+"""The loop of one model: commands in, one Step per llama_decode out.
+
+One thread runs it and alone touches the llama_context. A failed step never goes on with a context
+in doubt: all requests of the model fail with the cause, the context is built anew, and if the
+very next step fails too the process ends, loudly, for the supervisor to start it again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from cortex_core.errors import (
+    ContextLengthExceeded,
+    CortexError,
+    Fault,
+    InternalError,
+    InvalidRequest,
+    NoCapacity,
+    UpstreamFailed,
+)
+from cortex_core.wire.ipc import (
+    Cancel,
+    Delta,
+    Failed,
+    Finished,
+    FinishReason,
+    Generate,
+    ModelLoad,
+    Started,
+    Step,
+)
+from neuron.worker import llama
+from neuron.worker.kv import Slots
+from neuron.worker.load import LoadedModel
+from neuron.worker.reasoning import ReasoningState, starts_inside
+from neuron.worker.sampling import sampler_for
+from neuron.worker.scheduler import Batch, Chunk, Scheduler
+from neuron.worker.stream import Stream
+
+__all__ = ["Engine"]
+
+_REFUSED = {1: "no free cells for the batch", -1: "the batch is not valid"}
+"""llama_decode's codes that leave the context as it was; only the batch's requests fail."""
+
+
+class _BatchRefusedError(Exception):
+    pass
+
+
+class Engine:
+    """`emit` takes every Step, `die` ends the process with a message and does not return."""
+
+    def __init__(
+        self,
+        name: str,
+        loaded: LoadedModel,
+        *,
+        emit: Callable[[Step], None],
+        die: Callable[[str], None],
+    ) -> None:
+        self._name = name
+        self._loaded = loaded
+        self._vocabulary = loaded.model.vocabulary
+        self._end_ids = np.array(sorted(self._vocabulary.end_ids), np.int32)
+        self._emit = emit
+        self._die = die
+
+        self._inbox: deque[Generate | Cancel] = deque()
+        self._arrival = threading.Condition()
+        self._is_stopping = False
+        self._stop_fault: Fault | None = None
+
+        self._streams: dict[int, Stream] = {}
+        self._context = loaded.context
+        self._reset()
+        self._started: list[Started] = []
+        self._deltas: list[Delta] = []
+        self._finished: list[Finished] = []
+        self._failed: list[Failed] = []
+
+        self._steps = 0
+        self._tokens = 0
+        self._step_began = 0.0
+        self._failures = 0
+
+    # any thread
+
+    def submit(self, command: Generate | Cancel) -> None:
+        self._inbox.append(command)
+        with self._arrival:
+            self._arrival.notify()
+
+    def stop(self, fault: Fault) -> None:
+        """End `run` after the step in progress; requests still there fail with `fault`."""
+        self._stop_fault = fault
+        self._is_stopping = True
+        with self._arrival:
+            self._arrival.notify()
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._inbox or self._streams)
+
+    def state(self) -> ModelLoad:
+        """The load now; `step_s` ages while a step hangs."""
+        began = self._step_began
+        scheduler = self._scheduler
+        return ModelLoad(
+            model=self._name,
+            steps=self._steps,
+            tokens=self._tokens,
+            running=len(scheduler.decoding) + len(scheduler.prefilling),
+            waiting=len(scheduler.waiting) + len(self._inbox),
+            step_s=time.monotonic() - began if began else 0.0,
+        )
+
+    # the engine's thread
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        while not self._is_stopping:
+            if self._inbox or self._scheduler.has_work:
+                self._turn()
+                continue
+            with self._arrival:
+                while not (self._inbox or self._is_stopping):
+                    self._arrival.wait()
+        self._drain()
+        if self._stop_fault is not None:
+            self._fail_all(self._stop_fault)
+        self._flush()
+
+    def close(self) -> None:
+        self._context.free()
+        self._loaded.model.free()
+
+    def _turn(self) -> None:
+        self._drain()
+        self._admit()
+        self._flush()
+        batch = self._scheduler.next()
+        if batch is None:
+            return
+        self._step_began = time.monotonic()
+        try:
+            self._compute(batch)
+            self._failures = 0
+        except _BatchRefusedError as error:
+            self._drop(batch, NoCapacity(str(error)).fault)
+        except Exception as error:
+            self._start_over(error)
+        finally:
+            self._step_began = 0.0
+            self._steps += 1
+        self._flush()
+
+    def _flush(self) -> None:
+        if not (self._deltas or self._started or self._finished or self._failed):
+            return
+        step = Step(self._name, self._started, self._deltas, self._finished, self._failed)
+        self._started, self._deltas, self._finished, self._failed = [], [], [], []
+        self._emit(step)
+
+    def _drain(self) -> None:
+        while self._inbox:
+            command = self._inbox.popleft()
+            if isinstance(command, Cancel):
+                if stream := self._streams.get(command.request):
+                    stream.flush(self._deltas)
+                    self._finish(stream, "cancelled")
+                continue
+            try:
+                self._accept(command)
+            except CortexError as error:
+                self._failed.append(Failed(command.request, error.fault))
+            except Exception as error:
+                fault = InternalError(f"cannot take the request: {error!r}").fault
+                self._failed.append(Failed(command.request, fault))
+
+    def _accept(self, command: Generate) -> None:
+        prompt = self._vocabulary.tokenize(command.prompt)
+        size, context = len(prompt), self._loaded.info.context
+        if size == 0:
+            raise InvalidRequest("the prompt has no tokens")
+        if size >= context:
+            raise ContextLengthExceeded(
+                f"this model's maximum context length is {context} tokens, but the prompt alone "
+                f"has {size} tokens; one at least must be left for the answer"
+            )
+        limit = context - size
+        if command.max_tokens is not None:
+            limit = min(limit, command.max_tokens)
+        if limit < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, got {command.max_tokens}")
+        reasoning = None
+        if markers := self._loaded.markers:
+            is_inside = starts_inside(prompt.tolist(), markers, self._vocabulary.end_ids)
+            reasoning = ReasoningState(markers, is_inside=is_inside)
+        stream = Stream(
+            command,
+            prompt,
+            limit=limit,
+            ends=self._vocabulary.end_ids,
+            pieces=self._loaded.pieces,
+            reasoning=reasoning,
+            sampler=sampler_for(command.sampling),
+        )
+        self._streams[command.request] = stream
+        self._scheduler.enqueue(stream)
+
+    def _admit(self) -> None:
+        scheduler = self._scheduler
+        while scheduler.waiting and self._slots.has_free:
+            stream = scheduler.waiting[0]
+            acquired = self._slots.acquire(stream.prompt)
+            assert acquired is not None
+            slot, cached = acquired
+            if not self._context.trim(slot, cached):
+                self._context.trim(slot, 0)
+                self._slots.clear(slot)
+                cached = 0
+            scheduler.start(slot, cached)
+            stream.cached = cached
+            self._started.append(Started(stream.request, len(stream.prompt), cached))
+
+    def _compute(self, batch: Batch[Stream]) -> None:
+        if batch.chunk is None:
+            self._decode_rows()
+        else:
+            self._prefill(batch, batch.chunk)
+
+    def _prefill(self, batch: Batch[Stream], chunk: Chunk[Stream]) -> None:
+        context, stream = self._context, chunk.sequence
+        self._is_composed = False
+        size = chunk.stop - chunk.start
+        tokens = stream.prompt[chunk.start : chunk.stop]
+        context.tokens[:size] = tokens
+        context.positions[:size] = np.arange(chunk.start, chunk.stop)
+        context.sequences[:size] = stream.slot
+        context.outputs[:size] = 0
+        context.outputs[size - 1] = chunk.is_last
+        self._decode(size)
+        self._tokens += size
+        self._slots.write(stream.slot, tokens)
+        self._scheduler.computed(batch)
+        if chunk.is_last:
+            logits = context.logits(1)
+            if stream.is_unending:
+                logits[0, self._end_ids] = -np.inf
+            token = self._choose(stream, logits, 0)
+            if reason := stream.take(token, self._deltas):
+                self._finish(stream, reason)
+
+    def _compose(self) -> None:
+        """Lay out the rows of the running sequences; they stay until one comes or goes."""
+        context = self._context
+        self._rows = streams = list(self._scheduler.decoding)
+        slots = [stream.slot for stream in streams]
+        self._bridges = self._slots.bridges(
+            slots, widest=self._loaded.widest_bridge, cells=context.cells
+        )
+        rows = np.array(sorted(slots + self._bridges), np.int32)
+        size = len(rows)
+        self._row_slots = np.array(slots, np.int32)
+        self._all_slots = rows
+        self._at: slice | np.ndarray = slice(0, size)
+        if self._bridges:
+            self._at = np.searchsorted(rows, self._row_slots)
+        context.sequences[:size] = rows
+        context.tokens[:size] = 0
+        context.tokens[self._at] = [stream.token for stream in streams]
+        context.outputs[:size] = 0
+        context.outputs[self._at] = 1
+        self._is_plain = all(stream.sampler is None for stream in streams)
+        unending = [row for row, stream in enumerate(streams) if stream.is_unending]
+        self._masked = (np.array(unending)[:, None], self._end_ids) if unending else None
+        self._is_composed = True
+
+    def _decode_rows(self) -> None:
+        if not self._is_composed:
+            self._compose()
+        context, streams, slots = self._context, self._rows, self._slots
+        size = len(self._all_slots)
+        context.positions[:size] = slots.lengths[self._all_slots]
+        self._decode(size)
+        for slot in self._bridges:
+            context.trim(slot, int(slots.lengths[slot]))
+        slots.append(self._row_slots, context.tokens[self._at])
+        self._tokens += len(streams)
+        logits = context.logits(len(streams))
+        if self._masked is not None:
+            logits[self._masked] = -np.inf
+        if self._is_plain:
+            tokens = logits.argmax(axis=1).tolist()
+        else:
+            tokens = [self._choose(stream, logits, row) for row, stream in enumerate(streams)]
+        deltas = self._deltas
+        for stream, token in zip(streams, tokens, strict=True):
+            if reason := stream.take(token, deltas):
+                self._finish(stream, reason)
+        if self._is_composed:
+            context.tokens[self._at] = tokens
+
+    def _decode(self, size: int) -> None:
+        code = self._context.decode(size)
+        if code == 0:
+            return
+        cause = "; ".join(llama.take_lines())
+        if code in _REFUSED:
+            raise _BatchRefusedError(f"llama.cpp: {_REFUSED[code]} ({code}) {cause}".rstrip())
+        raise RuntimeError(f"llama_decode failed with {code} {cause}".rstrip())
+
+    def _choose(self, stream: Stream, logits: np.ndarray, row: int) -> int:
+        if stream.sampler is None:
+            return int(logits[row].argmax())
+        history = self._slots.tokens(stream.slot)
+        return stream.sampler.choose(logits, row, history, len(stream.prompt), self._context)
+
+    def _finish(self, stream: Stream, reason: FinishReason) -> None:
+        self._release(stream)
+        self._finished.append(Finished(stream.request, reason, stream.usage))
+
+    def _release(self, stream: Stream) -> None:
+        self._is_composed = False
+        self._scheduler.remove(stream)
+        del self._streams[stream.request]
+        if stream.slot >= 0:
+            self._slots.release(stream.slot)
+        stream.free()
+
+    def _drop(self, batch: Batch[Stream], fault: Fault) -> None:
+        """The batch was refused; its sequences end, and nothing of them is trusted as cache."""
+        streams = list(batch.decode) if batch.chunk is None else [batch.chunk.sequence]
+        for stream in streams:
+            self._release(stream)
+            self._context.trim(stream.slot, 0)
+            self._slots.clear(stream.slot)
+            self._failed.append(Failed(stream.request, fault))
+
+    def _fail_all(self, fault: Fault) -> None:
+        for stream in list(self._streams.values()):
+            self._release(stream)
+            self._failed.append(Failed(stream.request, fault))
+
+    def _start_over(self, error: Exception) -> None:
+        cause = f"{self._name}: a step failed: {error or repr(error)}"
+        self._fail_all(UpstreamFailed(cause).fault)
+        self._flush()
+        self._failures += 1
+        if self._failures > 1:
+            self._die(f"{cause}; so did the step before")
+        try:
+            self._context.free()
+            self._context = self._loaded.open_context()
+        except llama.LlamaError as second:
+            self._die(f"{cause}; no new context: {second.message} {'; '.join(second.lines)}")
+        self._reset()
+
+    def _reset(self) -> None:
+        """Empty bookkeeping for a fresh context."""
+        info, context = self._loaded.info, self._context
+        can_trim = self._loaded.model.can_trim
+        self._slots = Slots(info.parallel, info.context, can_trim=can_trim)
+        self._scheduler: Scheduler[Stream] = Scheduler(context.batch, context.ubatch)
+        self._is_composed = False
+        self._rows: list[Stream] = []
+        self._bridges: list[int] = []

@@ -1,0 +1,363 @@
+"""The thin, typed face over llama.cpp's C API. Nothing else in the package imports llama_cpp.
+
+Owns handles and buffers; holds no policy and never logs on its own account. A Model may be read
+from any thread; a Context and its samplers belong to one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# After every operator libgomp's threads meet at a barrier and spin for the last one. Where cores
+# are shared (with a gateway, the parent, a client on the same small machine) a thread switched out
+# keeps the others spinning on the time it needs: with one of two cores contended a 0.6B model fell
+# from 65 to 2 tokens/s with libgomp's default and to 20 with a short spin, then sleep; on idle
+# cores the short spin costs nothing, no spin a third. Read when libgomp is loaded, so set here.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+from llama_cpp import llama_cpp as lib
+
+__all__ = ["Chain", "Context", "LlamaError", "Model", "Vocabulary", "log_to", "start", "versions"]
+
+Int32s = npt.NDArray[np.int32]
+
+MAX_SEQUENCES = int(lib.llama_max_parallel_sequences())
+_WARN, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
+
+
+class LlamaError(RuntimeError):
+    """A call failed; `lines` are the warnings and errors llama.cpp logged meanwhile."""
+
+    def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.lines = tuple(lines)
+
+
+# The log: llama.cpp has one callback per process; lines are told apart by the thread they come on.
+
+
+class _ThreadLog(threading.local):
+    prefix = "llama.cpp"
+    level = 0
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=12)
+
+
+_thread_log = _ThreadLog()
+
+
+@contextlib.contextmanager
+def log_to(prefix: str) -> Iterator[None]:
+    """Lines logged on this thread are prefixed with `prefix` on stderr."""
+    _thread_log.prefix = prefix
+    try:
+        yield
+    finally:
+        del _thread_log.prefix
+
+
+def take_lines() -> list[str]:
+    """The last warnings and errors of this thread, oldest first; asking empties the list."""
+    lines = list(_thread_log.lines)
+    _thread_log.lines.clear()
+    return lines
+
+
+@lib.llama_log_callback
+def _on_log(level: int, text: bytes, _: object) -> None:
+    log = _thread_log
+    if level == _CONTINUED:
+        level = log.level
+    log.level = level
+    if level not in (_WARN, _ERROR):
+        return
+    for line in text.decode("utf-8", "replace").splitlines():
+        if line := line.strip():
+            log.lines.append(line)
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"{log.prefix}: {line}\n")
+
+
+def start() -> None:
+    """Initialise the backends, once per process."""
+    lib.llama_log_set(_on_log, ctypes.c_void_p())
+    lib.llama_backend_init()
+
+
+def versions() -> tuple[str, str]:
+    """llama.cpp's version and the features it was built with."""
+    return lib.llama_version().decode(), lib.llama_print_system_info().decode().strip()
+
+
+_raw: Any = lib._lib  # for what the binding does not wrap, or wraps with a slower return type
+_get_logits = _raw["llama_get_logits"]
+_get_logits.argtypes, _get_logits.restype = [ctypes.c_void_p], ctypes.c_void_p
+_dev_get = _raw["ggml_backend_dev_get"]
+_dev_get.argtypes, _dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
+_dev_count = _raw["ggml_backend_dev_count"]
+_dev_count.argtypes, _dev_count.restype = [], ctypes.c_size_t
+_dev_type = _raw["ggml_backend_dev_type"]
+_dev_type.argtypes, _dev_type.restype = [ctypes.c_void_p], ctypes.c_int
+_dev_memory = _raw["ggml_backend_dev_memory"]
+_size_p = ctypes.POINTER(ctypes.c_size_t)
+_dev_memory.argtypes, _dev_memory.restype = [ctypes.c_void_p, _size_p, _size_p], None
+_DEVICE_GPU = 1  # ggml_backend_dev_type
+
+
+def gpu_free_bytes() -> int:
+    """Free memory over all GPUs this process sees; 0 without any."""
+    total = 0
+    for index in range(_dev_count()):
+        device = _dev_get(index)
+        if _dev_type(device) == _DEVICE_GPU:
+            free, size = ctypes.c_size_t(), ctypes.c_size_t()
+            _dev_memory(device, ctypes.byref(free), ctypes.byref(size))
+            total += free.value
+    return total
+
+
+class Vocabulary:
+    """Tokens of a model. `end_ids` are all tokens that end a generation, by the model's word."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.size = int(lib.llama_vocab_n_tokens(handle))
+        self.bos = int(lib.llama_vocab_bos(handle))
+        self.eos = int(lib.llama_vocab_eos(handle))
+        self.adds_bos = bool(lib.llama_vocab_get_add_bos(handle)) and self.bos >= 0
+        is_end = lib.llama_vocab_is_eog
+        self.end_ids = frozenset(i for i in range(self.size) if is_end(handle, i))
+        self._pieces: list[bytes | None] = [None] * self.size
+        self._buffer = ctypes.create_string_buffer(256)
+
+    def text_of(self, token: int) -> str:
+        """How the vocabulary writes a token, e.g. `<|im_end|>`; empty for an absent one."""
+        if token < 0:
+            return ""
+        return lib.llama_vocab_get_text(self._handle, token).decode("utf-8", "replace")
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for, special tokens as they are written."""
+        piece = self._pieces[token]
+        if piece is None:
+            piece = self._pieces[token] = self._read_piece(token)
+        return piece
+
+    def _read_piece(self, token: int) -> bytes:
+        buffer = self._buffer
+        size = lib.llama_token_to_piece(self._handle, token, buffer, len(buffer), 0, True)
+        if size < 0:
+            self._buffer = buffer = ctypes.create_string_buffer(-size)
+            size = lib.llama_token_to_piece(self._handle, token, buffer, len(buffer), 0, True)
+        return buffer.raw[:size]
+
+    def tokenize(self, text: str) -> Int32s:
+        """Token ids of a prompt; special tokens in it are parsed, and exactly one BOS leads where
+        the model wants one, whether or not the text has it already."""
+        ids = self.tokenize_bare(text)
+        if self.adds_bos and (len(ids) == 0 or ids[0] != self.bos):
+            return np.concatenate((np.array([self.bos], np.int32), ids))
+        return ids
+
+    def tokenize_bare(self, text: str) -> Int32s:
+        """Token ids of exactly this text; special tokens in it are parsed."""
+        data = text.encode()
+        ids = np.empty(len(data) + 16, np.int32)
+        count = self._tokenize_into(data, ids)
+        if count < 0:
+            ids = np.empty(-count, np.int32)
+            count = self._tokenize_into(data, ids)
+            if count < 0:
+                raise LlamaError(f"cannot tokenize {len(data)} bytes")
+        return ids[:count]
+
+    def _tokenize_into(self, data: bytes, ids: Int32s) -> int:
+        pointer: Any = ids.ctypes.data_as(lib.llama_token_p)
+        return lib.llama_tokenize(self._handle, data, len(data), pointer, len(ids), False, True)
+
+
+class Model:
+    """The weights and vocabulary of one GGUF. Free it after its contexts."""
+
+    def __init__(
+        self, path: str, *, gpu_layers: int, on_progress: Callable[[float], bool] | None = None
+    ) -> None:
+        """`gpu_layers` -1 = all, 0 = the GPUs are not touched. `on_progress` gets 0..1 and says
+        whether to go on. Raises LlamaError."""
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        no_devices = (ctypes.c_void_p * 1)(None)
+        if gpu_layers == 0:
+            params.devices = ctypes.cast(no_devices, ctypes.c_void_p)  # pyright: ignore[reportAttributeAccessIssue]
+
+        @lib.llama_progress_callback
+        def progress(fraction: float, _: object) -> bool:
+            return on_progress is None or on_progress(fraction)
+
+        params.progress_callback = progress
+        take_lines()
+        handle = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not handle:
+            raise LlamaError(f"llama.cpp cannot load {path}", take_lines())
+        self.handle: Any = handle
+        self.vocabulary = Vocabulary(lib.llama_model_get_vocab(handle))
+        self.context_train = int(lib.llama_model_n_ctx_train(handle))
+        self.parameters = int(lib.llama_model_n_params(handle))
+        self.can_trim = not (
+            lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle)
+        )
+
+    def metadata(self) -> dict[str, str]:
+        """Every scalar key of the GGUF and its value as text."""
+        found: dict[str, str] = {}
+        for index in range(lib.llama_model_meta_count(self.handle)):
+            key = self._text(lib.llama_model_meta_key_by_index, index)
+            found[key] = self._text(lib.llama_model_meta_val_str_by_index, index)
+        return found
+
+    def _text(self, read: Any, index: int) -> str:
+        size = read(self.handle, index, None, 0)
+        buffer = ctypes.create_string_buffer(max(size, 0) + 1)
+        read(self.handle, index, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def free(self) -> None:
+        handle, self.handle = self.handle, None
+        if handle:
+            lib.llama_model_free(handle)
+
+
+class Context:
+    """One llama_context and the batch it decodes, as arrays.
+
+    Rows 0..n of `tokens`, `positions`, `sequences` and `outputs` are the next batch; `decode(n)`
+    runs them. Filling rows is assignment; every row belongs to exactly one sequence.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        context: int,
+        parallel: int,
+        batch: int,
+        threads: int,
+        flash_attention: bool | None,
+    ) -> None:
+        """`context` tokens for each of `parallel` sequences, each in cells of its own.
+        `flash_attention` None = where the device supports it. Raises LlamaError."""
+        params = lib.llama_context_default_params()
+        params.n_ctx = context * parallel
+        params.n_seq_max = parallel
+        params.n_batch = batch
+        params.n_ubatch = min(batch, 512)
+        # One row of logits per sequence and batch, so no buffers for a row per token.
+        params.n_outputs_max = parallel
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = False
+        params.no_perf = True
+        params.flash_attn_type = -1 if flash_attention is None else int(flash_attention)
+        take_lines()
+        handle = lib.llama_init_from_model(model.handle, params)
+        if not handle:
+            raise LlamaError("llama.cpp cannot create the context", take_lines())
+        self.handle: Any = handle
+        self._memory: Any = lib.llama_get_memory(handle)
+        self.cells = int(lib.llama_n_ctx_seq(handle))
+        self.batch = int(lib.llama_n_batch(handle))
+        self.ubatch = int(lib.llama_n_ubatch(handle))
+        self._vocabulary_size = model.vocabulary.size
+        self._parallel = parallel
+
+        rows = self.batch
+        self.tokens: Int32s = np.zeros(rows, np.int32)
+        self.positions: Int32s = np.zeros(rows, np.int32)
+        self.sequences: Int32s = np.zeros(rows, np.int32)
+        self.outputs: npt.NDArray[np.int8] = np.zeros(rows, np.int8)
+        # The C batch wants a pointer per row; they point into `sequences` once and for all.
+        self._counts = np.ones(rows, np.int32)
+        self._pointers = self.sequences.ctypes.data + 4 * np.arange(rows, dtype=np.uintp)
+        self._c_batch = lib.llama_batch(
+            n_tokens=0,
+            token=self.tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            pos=self.positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            n_seq_id=self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            logits=self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+        self._logits_at = 0
+        self._logits: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
+
+    def decode(self, rows: int) -> int:
+        """llama_decode's code: 0 done, 1 no cells free, 2 aborted, below 0 failed."""
+        self._c_batch.n_tokens = rows
+        return lib.llama_decode(self.handle, self._c_batch)
+
+    def logits(self, rows: int) -> npt.NDArray[np.float32]:
+        """(rows, vocabulary): the rows marked in `outputs`, in order. Waits for the device.
+        llama.cpp's own memory, writable, good until the next decode."""
+        address = _get_logits(self.handle)
+        if address != self._logits_at:
+            count = self._parallel * self._vocabulary_size
+            flat = np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
+            self._logits = flat.reshape(self._parallel, self._vocabulary_size)
+            self._logits_at = address
+        return self._logits[:rows]
+
+    def trim(self, sequence: int, length: int) -> bool:
+        """Keep a sequence's first `length` tokens; False where the memory cannot be cut there."""
+        if length == 0:
+            return bool(lib.llama_memory_seq_rm(self._memory, sequence, -1, -1))
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence, length, -1))
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target` hold what `source` holds."""
+        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def free(self) -> None:
+        handle, self.handle = self.handle, None
+        if handle:
+            lib.llama_free(handle)
+
+
+class Chain:
+    """A llama.cpp sampler chain that ends in a draw with a seed."""
+
+    def __init__(
+        self, *, top_k: int, top_p: float, min_p: float, temperature: float, seed: int
+    ) -> None:
+        params = lib.llama_sampler_chain_default_params()
+        params.no_perf = True
+        chain = lib.llama_sampler_chain_init(params)
+        # The order of llama.cpp's own tools; a stage that would change nothing is left out.
+        if top_k > 0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(top_k))
+        if top_p < 1.0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(top_p, 1))
+        if min_p > 0.0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_min_p(min_p, 1))
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(temperature))
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed))
+        self._handle: Any = chain
+
+    def sample(self, context: Context, row: int) -> int:
+        """Draw from a row of the context's logits as they now are in its memory; `row` counts
+        back from the last output, -1."""
+        return lib.llama_sampler_sample(self._handle, context.handle, row)
+
+    def free(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle:
+            lib.llama_sampler_free(handle)

@@ -1,0 +1,211 @@
+"""From a path to a model ready to serve: checks, defaults, load, warm-up, measure.
+
+Raises PreflightFailed with a kind and llama.cpp's own cause, or NoCapacity when memory is short.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cortex_core.errors import Conflict, CortexError, NoCapacity, PreflightFailed
+from cortex_core.wire.ipc import EngineParams, ModelInfo
+from neuron.worker import llama
+from neuron.worker.detokenize import Pieces
+from neuron.worker.reasoning import Markers, find_markers
+
+__all__ = ["LoadedModel", "load", "resident_bytes"]
+
+_DEFAULT_CONTEXT = 8192
+_SMALL_FILE_BYTES = 64_000_000
+_MIN_BATCH = 16
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+_UNSUPPORTED = re.compile(
+    r"unknown model architecture|unsupported|unknown pre-tokenizer|unknown tokenizer"
+    r"|invalid ggml type|not supported|version \d+ .*(supported|extract)",
+    re.IGNORECASE,
+)
+_NO_MEMORY = re.compile(
+    r"failed to allocate|unable to allocate|out of memory|alloc_tensor_range|bad_alloc",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class LoadedModel:
+    """`open_context` makes another context like the one that was measured. `widest_bridge`: see
+    `Slots.bridges`."""
+
+    model: llama.Model
+    context: llama.Context
+    info: ModelInfo
+    pieces: Pieces
+    markers: Markers | None
+    open_context: Callable[[], llama.Context]
+    widest_bridge: int
+
+    def free(self) -> None:
+        self.context.free()
+        self.model.free()
+
+
+def load(
+    path: str, params: EngineParams, *, device: str, on_progress: Callable[[float], bool]
+) -> LoadedModel:
+    """`on_progress` gets 0..1; False from it abandons the load with Conflict."""
+    started = time.monotonic()
+    file_bytes = _check_file(path)
+    is_cpu = device.partition(":")[0] == "cpu"
+    held_before = _held_bytes(is_cpu)
+    is_wanted = True
+
+    def progress(fraction: float) -> bool:
+        nonlocal is_wanted
+        is_wanted = on_progress(fraction)
+        return is_wanted
+
+    try:
+        model = llama.Model(
+            path, gpu_layers=0 if is_cpu else params.gpu_layers, on_progress=progress
+        )
+    except llama.LlamaError as error:
+        if not is_wanted:
+            raise Conflict(f"the load of {path} was abandoned: unloaded meanwhile") from None
+        raise _failure(path, error) from None
+    try:
+        context_size = params.context or min(model.context_train, _DEFAULT_CONTEXT)
+        parallel = min(params.parallel, llama.MAX_SEQUENCES)
+        is_small = is_cpu and file_bytes < _SMALL_FILE_BYTES
+
+        def open_context() -> llama.Context:
+            return llama.Context(
+                model,
+                context=context_size,
+                parallel=parallel,
+                batch=max(params.batch, parallel, _MIN_BATCH),
+                threads=params.threads or _default_threads(is_small),
+                # Without flash attention llama.cpp's CPU kernels give a row the same numbers in
+                # every batch (for Q8_0 weights), and on small models they are faster besides.
+                flash_attention=False if is_small else None,
+            )
+
+        try:
+            context = open_context()
+        except llama.LlamaError as error:
+            raise _failure(path, error) from None
+        _warm_up(path, context)
+        text = model.metadata()
+        vocabulary = model.vocabulary
+        markers = find_markers(lambda text: vocabulary.tokenize_bare(text).tolist())
+        info = ModelInfo(
+            architecture=text.get("general.architecture", ""),
+            context=context_size,
+            context_train=model.context_train,
+            parallel=parallel,
+            vocab_size=vocabulary.size,
+            parameters=model.parameters,
+            file_bytes=file_bytes,
+            memory_bytes=max(_held_bytes(is_cpu) - held_before, 0),
+            load_s=time.monotonic() - started,
+            bos=vocabulary.text_of(vocabulary.bos),
+            eos=vocabulary.text_of(vocabulary.eos),
+            reasoning=markers.text if markers else None,
+            path=path,
+            metadata={
+                key: value
+                for key, value in text.items()
+                if key.startswith(("general.", "tokenizer.chat_template"))
+            },
+        )
+    except BaseException:
+        model.free()
+        raise
+    pieces = Pieces(vocabulary.size, vocabulary.piece)
+    return LoadedModel(
+        model, context, info, pieces, markers, open_context, _widest_bridge(is_cpu, is_small)
+    )
+
+
+def _default_threads(is_small: bool) -> int:
+    """A small model's operators are shorter than the barrier between them is where the cores are
+    busy, and the cores serve its callers; 1 is steadier and leaves room."""
+    return 1 if is_small else len(os.sched_getaffinity(0))
+
+
+def _widest_bridge(is_cpu: bool, is_small: bool) -> int:
+    """How many rows cost less than a pass: any number on a GPU, where the weights' way through
+    memory is all that counts; about one on a CPU; none where the weights fit its cache."""
+    if is_small:
+        return 0
+    return 1 if is_cpu else llama.MAX_SEQUENCES
+
+
+def _check_file(path: str) -> int:
+    """Bytes of the GGUF, all its parts together. Raises PreflightFailed."""
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+        total = sum(part.stat().st_size for part in _parts(Path(path)))
+    except FileNotFoundError as error:
+        raise PreflightFailed(f"{error.filename}: no such file", kind="gguf_missing") from None
+    except IsADirectoryError:
+        raise PreflightFailed(f"{path}: is a directory", kind="gguf_missing") from None
+    except OSError as error:
+        raise PreflightFailed(f"{path}: {error.strerror}", kind="gguf_unreadable") from None
+    if magic != b"GGUF":
+        message = f"{path}: not a GGUF file (begins with {magic!r})"
+        raise PreflightFailed(message, kind="gguf_corrupt")
+    return total
+
+
+def _parts(path: Path) -> list[Path]:
+    found = _PART.search(path.name)
+    if not found:
+        return [path]
+    count = int(found[1])
+    stem = path.name[: found.start()]
+    return [path.with_name(f"{stem}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
+
+
+def _failure(path: str, error: llama.LlamaError) -> CortexError:
+    cause = "; ".join(dict.fromkeys(error.lines)) or error.message
+    if _NO_MEMORY.search(cause):
+        return NoCapacity(f"{path}: not enough memory: {cause}")
+    kind = "gguf_unsupported" if _UNSUPPORTED.search(cause) else "gguf_corrupt"
+    return PreflightFailed(f"{path}: {cause}", kind=kind)
+
+
+def _warm_up(path: str, context: llama.Context) -> None:
+    """One batch of two tokens: buffers are touched, kernels compiled, before memory is read."""
+    context.tokens[:2] = 0
+    context.positions[:2] = (0, 1)
+    context.sequences[:2] = 0
+    context.outputs[:2] = (0, 1)
+    code = context.decode(2)
+    if code != 0:
+        context.free()
+        cause = "; ".join(llama.take_lines())
+        message = f"{path}: the first decode failed with {code}: {cause}"
+        raise PreflightFailed(message, kind="gguf_unsupported")
+    if not np.isfinite(context.logits(1)).any():
+        context.free()
+        message = f"{path}: the first decode gave no finite logits"
+        raise PreflightFailed(message, kind="gguf_corrupt")
+    context.trim(0, 0)
+    llama.take_lines()  # warnings of the load are no cause of a later failure
+
+
+def _held_bytes(is_cpu: bool) -> int:
+    """What this process holds of the memory the model goes to; only differences mean anything."""
+    return resident_bytes() if is_cpu else -llama.gpu_free_bytes()
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")

@@ -1,0 +1,110 @@
+"""One request being generated: its tokens in, deltas and finally a reason out. Pure but for its
+sampler."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cortex_core.outcome import Usage
+from cortex_core.wire.ipc import Channel, Delta, FinishReason, Generate
+from neuron.worker.detokenize import Pieces, TextStream
+from neuron.worker.reasoning import ReasoningState
+from neuron.worker.sampling import Sampler
+from neuron.worker.scheduler import Sequence
+
+__all__ = ["Stream"]
+
+
+class Stream(Sequence):
+    """`limit` tokens at most. `token` is the last one chosen; its KV is not computed yet.
+    `is_unending`: no end-of-generation token may be chosen."""
+
+    __slots__ = (
+        "_channel",
+        "_content",
+        "_ends",
+        "_reasoning",
+        "_thought",
+        "cached",
+        "completion",
+        "is_unending",
+        "limit",
+        "prompt",
+        "request",
+        "sampler",
+        "token",
+    )
+
+    def __init__(
+        self,
+        command: Generate,
+        prompt: npt.NDArray[np.int32],
+        *,
+        limit: int,
+        ends: frozenset[int],
+        pieces: Pieces,
+        reasoning: ReasoningState | None,
+        sampler: Sampler | None,
+    ) -> None:
+        super().__init__(prompt_size=len(prompt))
+        self.request = command.request
+        self.prompt = prompt
+        self.limit = limit
+        self.sampler = sampler
+        self.is_unending = command.sampling.ignore_eos
+        self.token = -1
+        self.cached = 0
+        self.completion = 0
+        self._ends = ends
+        self._content = TextStream(pieces, command.stop)
+        self._thought = TextStream(pieces)
+        self._reasoning = reasoning
+        self._channel: Channel = "content"
+        if reasoning is not None and reasoning.is_inside:
+            self._channel = "reasoning"
+
+    def take(self, token: int, deltas: list[Delta]) -> FinishReason | None:
+        """The answer's next token: append what text it completes; say so if it was the last."""
+        self.token = token
+        self.completion += 1
+        if token in self._ends:
+            self.flush(deltas)
+            return "stop"
+        if self._reasoning is None:
+            if text := self._content.push(token):
+                deltas.append(Delta(self.request, text))
+        else:
+            self._take_tagged(token, self._reasoning.channel(token), deltas)
+        if self._content.is_stopped:
+            return "stop"
+        if self.completion >= self.limit:
+            self.flush(deltas)
+            return "length"
+        return None
+
+    def _take_tagged(self, token: int, channel: Channel, deltas: list[Delta]) -> None:
+        if channel != self._channel:
+            self.flush(deltas)
+            self._channel = channel
+        stream = self._content if channel == "content" else self._thought
+        text = stream.push(token)
+        if channel == "marker":
+            text += stream.flush()
+        if text:
+            deltas.append(Delta(self.request, text, channel))
+
+    def flush(self, deltas: list[Delta]) -> None:
+        """Append text held back in the current channel; no more of it is coming."""
+        stream = self._content if self._channel == "content" else self._thought
+        if text := stream.flush():
+            deltas.append(Delta(self.request, text, self._channel))
+
+    @property
+    def usage(self) -> Usage:
+        inside = self._reasoning.tokens if self._reasoning is not None else 0
+        return Usage(len(self.prompt), self.cached, self.completion, inside)
+
+    def free(self) -> None:
+        if self.sampler is not None:
+            self.sampler.free()

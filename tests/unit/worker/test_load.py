@@ -1,0 +1,81 @@
+"""A path becomes a model, or an error that says why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cortex_core.errors import Conflict, PreflightFailed
+from cortex_core.wire.ipc import EngineParams
+from neuron.worker import llama
+from neuron.worker.load import LoadedModel, load
+from tests.unit.worker.worker_process import TINY
+
+
+def open_tiny(path: str = TINY, **params: int) -> LoadedModel:
+    llama.start()
+    return load(path, EngineParams(**params), device="cpu", on_progress=lambda _: True)
+
+
+def refusal(path: Path) -> PreflightFailed:
+    with pytest.raises(PreflightFailed) as caught:
+        open_tiny(str(path))
+    return caught.value
+
+
+def test_the_context_is_the_models_own_up_to_a_default() -> None:
+    loaded = open_tiny(parallel=1)
+    assert loaded.info.context == min(loaded.info.context_train, 8192)
+    loaded.free()
+
+
+def test_sequences_get_the_context_asked_for() -> None:
+    loaded = open_tiny(parallel=3, context=300)
+    assert (loaded.info.context, loaded.info.parallel) == (300, 3)
+    assert loaded.context.cells >= 300
+    loaded.free()
+
+
+def test_every_end_of_generation_token_is_known() -> None:
+    loaded = open_tiny(parallel=1, context=256)
+    vocabulary = loaded.model.vocabulary
+    texts = {vocabulary.text_of(token) for token in vocabulary.end_ids}
+    assert {"<|im_end|>", "<|endoftext|>"} <= texts
+    loaded.free()
+
+
+def test_pieces_of_a_text_are_its_bytes() -> None:
+    loaded = open_tiny(parallel=1, context=256)
+    vocabulary = loaded.model.vocabulary
+    text = "Grüße aus 東京 🐱<|im_end|>\n"
+    tokens = vocabulary.tokenize(text).tolist()
+    assert b"".join(vocabulary.piece(token) for token in tokens).decode() == text
+    loaded.free()
+
+
+def test_a_directory_is_no_model(tmp_path: Path) -> None:
+    assert refusal(tmp_path).code == "gguf_missing"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "secret.gguf"
+    path.write_bytes(b"GGUF")
+    path.chmod(0)
+    assert refusal(path).code == "gguf_unreadable"
+
+
+def test_a_missing_part_of_a_split_model_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "big-00001-of-00002.gguf"
+    path.write_bytes(Path(TINY).read_bytes())
+    error = refusal(path)
+    assert error.code == "gguf_missing"
+    assert "big-00002-of-00002.gguf" in error.message
+
+
+def test_a_load_can_be_abandoned() -> None:
+    llama.start()
+    with pytest.raises(Conflict):
+        load(TINY, EngineParams(), device="cpu", on_progress=lambda _: False)

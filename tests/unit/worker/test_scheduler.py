@@ -1,0 +1,124 @@
+"""What the next batch holds, as traces: sequences come, batches go."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuron.worker.scheduler import Batch, Scheduler, Sequence
+
+
+def run(scheduler: Scheduler[Sequence]) -> str:
+    """Compute the next batch; say which: `d0,1` rows of slots 0 and 1, `p2:0-5` a chunk."""
+    batch = scheduler.next()
+    if batch is None:
+        return "-"
+    if batch.chunk is None:
+        trace = "d" + ",".join(str(sequence.slot) for sequence in batch.decode)
+    else:
+        chunk = batch.chunk
+        trace = f"p{chunk.sequence.slot}:{chunk.start}-{chunk.stop}"
+    scheduler.computed(batch)
+    return trace
+
+
+def admit(scheduler: Scheduler[Sequence], slot: int, prompt: int, cached: int = 0) -> Sequence:
+    sequence = Sequence(prompt_size=prompt)
+    scheduler.enqueue(sequence)
+    assert scheduler.start(slot, cached) is sequence
+    return sequence
+
+
+def test_without_sequences_there_is_no_batch() -> None:
+    assert run(Scheduler(8, 8)) == "-"
+
+
+def test_a_sequence_without_a_slot_computes_nothing() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    scheduler.enqueue(Sequence(prompt_size=3))
+    assert scheduler.has_work
+    assert run(scheduler) == "-"
+
+
+def test_a_prompt_is_computed_and_then_runs() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    admit(scheduler, 0, prompt=5)
+    assert [run(scheduler) for _ in range(3)] == ["p0:0-5", "d0", "d0"]
+
+
+def test_cached_tokens_are_not_computed_again() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    admit(scheduler, 3, prompt=5, cached=3)
+    assert run(scheduler) == "p3:3-5"
+
+
+def test_a_long_prompt_leaves_a_row_to_the_running_between_its_chunks() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    admit(scheduler, 0, prompt=4)
+    assert [run(scheduler), run(scheduler)] == ["p0:0-4", "d0"]
+    admit(scheduler, 1, prompt=20)
+    trace = [run(scheduler) for _ in range(7)]
+    assert trace == ["d0", "p1:0-8", "d0", "p1:8-16", "d0", "p1:16-20", "d0,1"]
+
+
+def test_short_prompts_share_the_budget_in_the_order_they_came() -> None:
+    scheduler = Scheduler[Sequence](10, 10)
+    admit(scheduler, 5, prompt=2)
+    assert [run(scheduler), run(scheduler)] == ["p5:0-2", "d5"]
+    for slot in (4, 0, 2):
+        admit(scheduler, slot, prompt=4)
+    trace = [run(scheduler) for _ in range(6)]
+    assert trace == ["d5", "p4:0-4", "p0:0-4", "p2:0-2", "d0,4,5", "p2:2-4"]
+
+
+def test_running_rows_are_in_the_order_of_their_slots() -> None:
+    scheduler = Scheduler[Sequence](100, 100)
+    for slot in (3, 1, 2, 0):
+        admit(scheduler, slot, prompt=2)
+    assert [run(scheduler) for _ in range(5)][-1] == "d0,1,2,3"
+
+
+@pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding"])
+def test_a_removed_sequence_is_in_no_batch(state: str) -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    sequence = Sequence(prompt_size=20 if state == "prefilling" else 4)
+    scheduler.enqueue(sequence)
+    if state != "waiting":
+        scheduler.start(0, 0)
+        run(scheduler)
+    scheduler.remove(sequence)
+    assert not scheduler.has_work
+    assert run(scheduler) == "-"
+
+
+def test_no_pass_is_left_with_one_token_of_a_prompt() -> None:
+    scheduler = Scheduler[Sequence](16, 4)
+    admit(scheduler, 0, prompt=5)
+    assert [run(scheduler), run(scheduler)] == ["p0:0-3", "p0:3-5"]
+
+
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=6), st.integers(8, 40), st.integers(5, 16))
+def test_every_prompt_is_computed_once_in_pieces_within_the_budget(
+    prompts: list[int], budget: int, pass_size: int
+) -> None:
+    scheduler = Scheduler[Sequence](budget, pass_size)
+    for slot, prompt in enumerate(prompts):
+        admit(scheduler, slot, prompt)
+    done = dict.fromkeys(range(len(prompts)), 0)
+    since_decode = 0
+    while done != dict(enumerate(prompts)):
+        batch = scheduler.next()
+        assert isinstance(batch, Batch)
+        if (chunk := batch.chunk) is None:
+            since_decode = 0
+        else:
+            size = chunk.stop - chunk.start
+            assert chunk.start == done[chunk.sequence.slot]
+            assert size >= 2
+            assert size % pass_size != 1
+            done[chunk.sequence.slot] = chunk.stop
+            since_decode = since_decode + size if scheduler.decoding else size
+            assert since_decode <= budget + 1 or not scheduler.decoding
+        scheduler.computed(batch)
+    assert [sequence.slot for sequence in scheduler.decoding] == list(range(len(prompts)))
