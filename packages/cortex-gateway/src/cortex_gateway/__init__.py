@@ -1,3 +1,14 @@
-"""cortex_gateway"""
+"""The cortex gateway: one OpenAI-compatible URL over a fleet of neurons."""
+
+from cortex_core.config.gateway import GatewayConfig
+
+__all__ = ["__version__", "serve"]
 
 __version__ = "0.1.0"
+
+
+def serve(config: GatewayConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. See `cortex_gateway.serving`."""
+    from cortex_gateway.serving import serve as run  # late: the server's imports take a while
+
+    return run(config)

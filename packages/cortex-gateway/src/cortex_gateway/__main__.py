@@ -1,0 +1,26 @@
+"""`python -m cortex_gateway [--config FILE]`: the gateway without the `cortex` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cortex_core.config.gateway import load_gateway_config
+from cortex_core.config.loader import ConfigError
+from cortex_gateway import serve
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m cortex_gateway", description=__doc__)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="cortex.toml")
+    try:
+        config = load_gateway_config(parser.parse_args().config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return serve(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

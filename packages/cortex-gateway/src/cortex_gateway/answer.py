@@ -1,0 +1,126 @@
+"""What a neuron's answer means: which of its headers pass on, and whether it is a failure.
+
+Pure functions over a status, headers and a body that has been read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from cortex_core.errors import CortexError, UpstreamFailed, parse_openai
+from cortex_core.outcome import OutcomeKind, Usage
+from cortex_gateway.tail import UNREADABLE, usage_of
+
+__all__ = ["NodeFault", "Whole", "judge", "kind_of", "passed_headers"]
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+# Hop-by-hop headers (RFC 9110, 7.6.1), what the gateway's own server writes, and what the gateway
+# knows better. The length is decided anew, because an error event may follow a stream.
+NOT_PASSED = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"date",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"server",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-cortex-node",
+        b"x-request-id",
+    }
+)
+
+# Answers that say "not here, not now": another replica may do better. 404 is among them because
+# the model may have been unloaded a moment ago, before the node's event of it arrived.
+ELSEWHERE = frozenset({404, 502, 503})
+
+
+class Whole(NamedTuple):
+    """An answer that is here in full."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    usage: Usage | None = None
+    error: CortexError | None = None
+
+
+class NodeFault(Exception):
+    """A node failed a request before the first byte of an answer reached the client.
+
+    `answer`: the neuron's own words, where it said any. `may_ask_again`: the same node may be
+    asked once more, because the connection may have been closing when the request was sent.
+    """
+
+    def __init__(
+        self, error: CortexError, *, answer: Whole | None = None, may_ask_again: bool = False
+    ) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.answer = answer
+        self.may_ask_again = may_ask_again
+
+
+class _Envelope(msgspec.Struct):
+    error: dict[str, object]
+
+
+def passed_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """Lower-case, in their order."""
+    passed = []
+    for name, value in headers:
+        name = name.lower()
+        if name not in NOT_PASSED:
+            passed.append((name, value))
+    return passed
+
+
+def judge(node: str, status: int, headers: RawHeaders, body: bytes) -> Whole:
+    """A whole answer, good or bad, that should reach the client. Raises NodeFault."""
+    if 200 <= status < 300:
+        try:
+            return Whole(status, passed_headers(headers), body, usage_of(body))
+        except UNREADABLE:
+            raise NodeFault(
+                UpstreamFailed(f"the node {node} sent an answer that is not a completion")
+            ) from None
+    if status in (401, 403):
+        # The neuron refused the gateway, not the client, who must not be told to mend its key.
+        raise NodeFault(
+            UpstreamFailed(f"the node {node} refused the gateway's token (HTTP {status})")
+        )
+    error = _error_in(body, status)
+    if error is None:
+        excerpt = body[:200].decode("utf-8", "replace")
+        raise NodeFault(UpstreamFailed(f"the node {node} answered HTTP {status}: {excerpt!r}"))
+    whole = Whole(status, passed_headers(headers), body, None, error)
+    if status in ELSEWHERE:
+        raise NodeFault(error, answer=whole)
+    return whole
+
+
+def kind_of(error: CortexError, status: int, *, was_forwarded: bool) -> OutcomeKind:
+    """How a request that ends in `error` ended."""
+    if error.code == "stalled":
+        return "stalled"
+    if was_forwarded and status >= 500:
+        return "upstream_failed"
+    return "rejected"
+
+
+def _error_in(body: bytes, status: int) -> CortexError | None:
+    """The error of an OpenAI envelope; None if the body is none or the status is not an error."""
+    if status < 400:
+        return None
+    try:
+        msgspec.json.decode(body, type=_Envelope)
+    except UNREADABLE:
+        return None
+    return parse_openai(body, status=status)

@@ -1,0 +1,170 @@
+"""Runs a gateway in this process: sockets, hypercorn on uvloop, signals, and the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvloop
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.config import Config as HypercornConfig
+
+from cortex_core.config.gateway import GatewayConfig
+from cortex_core.config.loader import ConfigError, parse_address
+from cortex_gateway.app import Gateway
+
+__all__ = ["serve"]
+
+BACKLOG = 1024
+
+# After the drain, for connections that neither finish nor close.
+CLOSE_S = 2.0
+
+
+def serve(config: GatewayConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Prints where it listens, then logs to stderr. 0: drained and stopped. 2: it could not start;
+    the reason is on stderr.
+    """
+    _configure_logging(config.gateway.log_level)
+    listeners: list[socket.socket] = []
+    try:
+        for key in ("listen", "metrics_listen"):
+            listeners.append(_bind(key, getattr(config.gateway, key)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(config, listeners[0], listeners[1]))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        for listener in listeners:
+            listener.close()
+    return 0
+
+
+async def _serve(
+    config: GatewayConfig, listener: socket.socket, metrics_listener: socket.socket
+) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    async with Gateway(config) as gateway:
+
+        def on_signal() -> None:
+            """The first begins the drain, the second cuts it short."""
+            if stopping.is_set():
+                gateway.admission.hurry()
+            stopping.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        # What was imported lives for ever; without it, collections are short, and short pauses
+        # are what the gap between two tokens is made of.
+        gc.collect()
+        gc.freeze()
+        print(f"gateway listening on {_url(listener)}", flush=True)
+        print(f"metrics listening on {_url(metrics_listener)}", flush=True)
+        closing = asyncio.Event()
+        servers = [
+            asyncio.create_task(_run_server(app, sock, closing.wait))
+            for app, sock in (
+                (gateway.app, listener),
+                (gateway.metrics_app, metrics_listener),
+            )
+        ]
+        waiting = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait({waiting, *servers}, return_when=asyncio.FIRST_COMPLETED)
+            for server in servers:
+                if server.done():  # before its time, so with an exception
+                    server.result()
+            await gateway.admission.drain(config.gateway.drain_s)
+            closing.set()
+            loop.set_exception_handler(_ignore_cancellations)
+            await asyncio.wait(servers, timeout=CLOSE_S)
+        finally:
+            for task in (waiting, *servers):
+                task.cancel()
+            # What hypercorn raises now is about connections that would not close, and too late.
+            await asyncio.gather(waiting, *servers, return_exceptions=True)
+
+
+def _ignore_cancellations(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Python 3.11's streams report the cancellation of a connection's task as an error."""
+    if not isinstance(context.get("exception"), asyncio.CancelledError):
+        loop.default_exception_handler(context)
+
+
+async def _run_server(
+    app: Callable[..., Awaitable[None]], sock: socket.socket, until: Callable[[], Awaitable[Any]]
+) -> None:
+    config = HypercornConfig()
+    config.bind = [f"fd://{socket.dup(sock.fileno())}"]
+    config.backlog = BACKLOG
+    config.accesslog = None  # every request has its own line already
+    config.errorlog = logging.getLogger("cortex.server")
+    config.include_server_header = False
+    config.graceful_timeout = CLOSE_S / 2
+    # Longer than the 60 s for which common proxies keep idle connections, so that the other end
+    # is the one that closes them; and no end after a number of requests.
+    config.keep_alive_timeout = 75
+    config.keep_alive_max_requests = sys.maxsize
+    # Agents send long headers; what is beyond this is not one.
+    config.h11_max_incomplete_size = 64 * 1024
+    await hypercorn_serve(app, config, shutdown_trigger=until)  # type: ignore[arg-type]
+
+
+def _bind(key: str, address: str) -> socket.socket:
+    """A bound, listening socket. Raises ConfigError."""
+    host, port = parse_address(address)
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(target)
+            listener.listen(BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise ConfigError(f"gateway.{key}", None, f"cannot listen on {address}: {why}") from None
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Formatter(logging.Formatter):
+    """`time level logger "message" key=value …`, the time in UTC; see also `requestlog`."""
+
+    converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z"
+        line = f"{when} {record.levelname.lower()} {record.name} {record.getMessage()}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def _configure_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger("cortex")
+    root.handlers = [handler]
+    root.propagate = False
+    root.setLevel(level.upper())
+    logging.getLogger("cortex.server").setLevel(logging.WARNING)

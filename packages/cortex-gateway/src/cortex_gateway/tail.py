@@ -1,0 +1,150 @@
+"""The last bytes of a chat stream: what they say about how it ended. Pure: bytes in, bytes out.
+
+A stream is passed on event by event, never parsed: a chunk that ends inside an event is held back
+to the event's start until the rest is here. So, wherever the upstream breaks off, what the client
+has is whole events, and an error event can follow them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cortex_core.errors import parse_openai
+from cortex_core.outcome import Usage
+
+__all__ = ["UNREADABLE", "StreamTail", "usage_of"]
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises over bytes that are not the JSON it was told to expect."""
+
+# Enough for the usage chunk, `[DONE]` and an error event.
+WINDOW_BYTES = 4096
+
+# An event longer than this is passed on in pieces.
+MAX_HELD_BYTES = 256 * 1024
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _UsageReport(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Answer(msgspec.Struct):
+    """The one part of a completion, or of a chunk, that the gateway reads."""
+
+    usage: _UsageReport | None = None
+
+
+_decoder = msgspec.json.Decoder(_Answer)
+
+
+def usage_of(body: bytes) -> Usage | None:
+    """The usage inside a completion or a chunk. Raises UNREADABLE if it is neither."""
+    report = _decoder.decode(body).usage
+    if report is None:
+        return None
+    prompt = report.prompt_tokens_details
+    completion = report.completion_tokens_details
+    return Usage(
+        report.prompt_tokens,
+        (prompt.cached_tokens or 0) if prompt else 0,
+        report.completion_tokens,
+        (completion.reasoning_tokens or 0) if completion else 0,
+    )
+
+
+def _last_boundary(chunk: bytes) -> int:
+    """The length of `chunk` up to and with its last blank line; 0 when it has none."""
+    ends = (chunk.rfind(mark) + len(mark) for mark in (b"\n\n", b"\n\r\n", b"\r\r"))
+    cut = max(ends)
+    return cut if cut > 3 else 0  # up to 2 means none; no event fits into 3 bytes
+
+
+class StreamTail:
+    """Feed it every chunk and send on what it returns; ask it at the end.
+
+    `is_mid_event`: the last byte that was let through is inside an event.
+    """
+
+    __slots__ = ("_held", "_recent", "is_mid_event")
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._recent = b""
+        self.is_mid_event = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What may be sent now: everything up to the last event that is complete."""
+        if self._held:
+            chunk = self._held + chunk
+            self._held = b""
+        if not chunk.endswith(b"\n\n"):
+            cut = _last_boundary(chunk)
+            if len(chunk) - cut <= MAX_HELD_BYTES:
+                self._held = chunk[cut:]
+                chunk = chunk[:cut]
+                if not chunk:
+                    return chunk
+                self.is_mid_event = False
+            else:
+                self.is_mid_event = True
+        else:
+            self.is_mid_event = False
+        if len(chunk) >= WINDOW_BYTES:
+            self._recent = chunk[-WINDOW_BYTES:]
+        else:
+            self._recent = self._recent[len(chunk) - WINDOW_BYTES :] + chunk
+        return chunk
+
+    def flush(self) -> bytes:
+        """What was held back, now that the upstream has ended; it counts as sent."""
+        rest, self._held = self._held, b""
+        self._recent += rest
+        return rest
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stream, with what is held back, ends in `[DONE]`."""
+        return (self._recent + self._held).rstrip().endswith(b"data: [DONE]")
+
+    @property
+    def error_code(self) -> str | None:
+        """The code of an error event at the end of what was sent."""
+        data = self._data(-1)
+        if data is None or not data.lstrip().startswith(b'{"error"'):
+            return None
+        return parse_openai(data, status=502).code
+
+    @property
+    def usage(self) -> Usage | None:
+        """The usage in one of the last events, if the client asked for it."""
+        if b'"usage"' not in self._recent:
+            return None
+        for back in (-1, -2, -3):
+            data = self._data(back)
+            if data is not None and b'"usage"' in data:
+                try:
+                    usage = usage_of(data)
+                except UNREADABLE:
+                    continue
+                if usage is not None:
+                    return usage
+        return None
+
+    def _data(self, index: int) -> bytes | None:
+        """The data of one of the last events, counted from the end; None if it has none."""
+        events = self._recent.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n\n")
+        if len(events) < -index:
+            return None
+        line = events[index].rsplit(b"\n", 1)[-1]
+        return line[5:] if line.startswith(b"data:") else None

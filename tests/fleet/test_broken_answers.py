@@ -1,0 +1,225 @@
+"""A node fails in the middle of a request: one more try before the first byte, honesty after it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from tests.fleet.conftest import Rig
+from tests.fleet.scripted_neuron import Call, Script, chunks_of, completion
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ENVELOPE = {"error": {"message": "the worker is restarting", "type": "x", "code": "model_loading"}}
+
+
+def error_of(body: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(body)["error"]
+
+
+def last_event(body: bytes) -> dict[str, Any]:
+    events = body.removesuffix(b"\n\n").split(b"\n\n")
+    return json.loads(events[-1].removeprefix(b"data: "))
+
+
+async def reset_at_once(call: Call) -> None:
+    call.reset()
+
+
+async def close_at_once(call: Call) -> None:
+    call.close()
+
+
+async def be_unavailable(call: Call) -> None:
+    await call.answer(ENVELOPE, 503, {"Retry-After": "7"})
+
+
+async def have_lost_the_model(call: Call) -> None:
+    await call.answer({"error": {"message": "?", "type": "x", "code": "model_not_found"}}, 404)
+
+
+async def break_off_within_a_whole_answer(call: Call) -> None:
+    await call.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+    call.close()
+
+
+async def break_off_after_the_head_of_a_stream(call: Call) -> None:
+    await call.start_stream()
+    call.reset()
+
+
+async def break_off_within_the_first_event(call: Call) -> None:
+    await call.start_stream()
+    await call.chunk(b'data: {"choi')
+    call.reset()
+
+
+async def say_nonsense(call: Call) -> None:
+    await call.raw(b"\x00\x01 nonsense\r\n\r\n")
+    call.close()
+
+
+async def answer_no_json(call: Call) -> None:
+    await call.answer(b"<html>oops</html>")
+
+
+async def fail_without_an_envelope(call: Call) -> None:
+    await call.answer(b"<html>oops</html>", 500, content_type="text/html")
+
+
+async def redirect(call: Call) -> None:
+    await call.answer(b"", 302, {"Location": "http://127.0.0.1:1/"})
+
+
+FAILURES: list[Script] = [
+    reset_at_once,
+    close_at_once,
+    be_unavailable,
+    have_lost_the_model,
+    break_off_within_a_whole_answer,
+    break_off_after_the_head_of_a_stream,
+    break_off_within_the_first_event,
+    say_nonsense,
+    answer_no_json,
+    fail_without_an_envelope,
+    redirect,
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.__name__)
+async def test_a_failure_before_the_first_byte_is_mended_by_another_replica(
+    rig: Rig, failure: Script
+) -> None:
+    rig.a.script = failure  # a is asked first: on a tie the name decides
+    reply = await rig.chat()
+    assert reply.status == 200
+    assert reply.headers["x-cortex-node"] == "b"
+    assert json.loads(reply.body) == completion("hello from b")
+    assert (len(rig.a.calls), len(rig.b.calls)) == (1, 1)
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.__name__)
+async def test_two_failures_are_told_to_the_client(rig: Rig, failure: Script) -> None:
+    rig.a.script = rig.b.script = failure
+    reply = await rig.chat(stream=True)
+    assert reply.status in (502, 503, 404)
+    assert error_of(reply.body)["message"]
+    assert reply.headers["content-type"] == "application/json"
+    assert (len(rig.a.calls), len(rig.b.calls)) == (1, 1)
+
+
+async def test_a_node_that_refuses_connections_is_skipped(rig: Rig) -> None:
+    """Its event stream still lives, so the gateway does not know yet."""
+    server = rig.a._server
+    assert server is not None
+    server.close()
+    rig.a._server = None
+    await rig.client.close() if rig.client.closed else None
+    for writer in [w for w in rig.a._connections if w not in {c._writer for c in rig.a.watchers}]:
+        writer.transport.abort()
+    reply = await rig.chat()
+    assert (reply.status, reply.headers["x-cortex-node"]) == (200, "b")
+    alone = await rig.chat("only/a")
+    assert (alone.status, error_of(alone.body)["code"]) == (503, "node_unavailable")
+    assert error_of(alone.body)["message"] == "the node a cannot be reached: connection refused"
+    assert alone.headers["retry-after"]
+
+
+async def test_with_one_replica_its_own_refusal_passes(rig: Rig) -> None:
+    rig.a.script = be_unavailable
+    reply = await rig.chat("only/a")
+    assert reply.status == 503
+    assert json.loads(reply.body) == ENVELOPE
+    assert reply.headers["retry-after"] == "7"
+    assert len(rig.a.calls) == 1
+
+
+async def test_a_dropped_connection_is_tried_again_on_the_only_replica(rig: Rig) -> None:
+    """The connection may have been kept alive and closing just when the request was sent."""
+
+    async def drop_once(call: Call) -> None:
+        if len(rig.a.calls) == 1:
+            call.close()
+        else:
+            await call.answer(completion("second time"))
+
+    rig.a.script = drop_once
+    reply = await rig.chat("only/a")
+    assert reply.status == 200
+    assert len(rig.a.calls) == 2
+
+
+async def test_a_crash_before_the_answer_is_told_after_one_retry(rig: Rig) -> None:
+    rig.a.script = reset_at_once
+    reply = await rig.chat("only/a")
+    assert (reply.status, error_of(reply.body)["code"]) == (502, "upstream_failed")
+    assert "the node a failed before it answered" in error_of(reply.body)["message"]
+    assert reply.headers["x-cortex-node"] == "a"
+    assert len(rig.a.calls) == 2
+
+
+@pytest.mark.parametrize("how", ["reset", "close", "end"])
+@pytest.mark.parametrize("cut", [0, 20])
+async def test_a_stream_that_breaks_off_ends_in_an_error_event_and_no_done(
+    rig: Rig, how: str, cut: int
+) -> None:
+    one, two, _ = chunks_of("one", "two")
+
+    async def script(call: Call) -> None:
+        await call.start_stream()
+        await call.chunk(one)
+        await call.chunk(two[:cut]) if cut else None
+        await getattr(call, how)() if how == "end" else getattr(call, how)()
+
+    rig.a.script = rig.b.script = script
+    reply = await rig.chat(stream=True)
+    assert reply.status == 200
+    assert reply.body.startswith(one)
+    assert b"[DONE]" not in reply.body
+    assert reply.body.count(b"\n\n") == 2  # what had arrived of the second event is not passed on
+    error = last_event(reply.body)["error"]
+    assert error["code"] == "upstream_failed"
+    assert "the node a" in error["message"]
+    assert len(rig.b.calls) == 0
+
+
+async def test_a_neurons_own_error_event_is_not_followed_by_another(rig: Rig) -> None:
+    failed = b'data: {"error":{"message":"step timed out","type":"x","code":"stalled"}}\n\n'
+    rig.a.script = lambda call: call.stream(chunks_of("one")[0], failed)
+    reply = await rig.chat("only/a", headers={"x-request-id": "own-error"}, stream=True)
+    assert reply.body == chunks_of("one")[0] + failed
+    line = rig.daemon.wait_log("request_id=own-error").string
+    assert "kind=stalled" in line
+    assert "code=stalled" in line
+
+
+async def test_an_empty_stream_is_a_failure(rig: Rig) -> None:
+    rig.a.script = lambda call: call.stream()
+    reply = await rig.chat("only/a", stream=True)
+    assert (reply.status, error_of(reply.body)["code"]) == (502, "upstream_failed")
+
+
+async def test_a_long_answer_that_breaks_off_looks_broken(rig: Rig) -> None:
+    async def script(call: Call) -> None:
+        await call.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 3_000_000)
+        call.close()
+
+    rig.a.script = script
+    body = {"model": "only/a"}
+    async with rig.client.post(rig.url + "/v1/chat/completions", json=body) as response:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+    rig.daemon.wait_log("kind=upstream_failed request_id=.* model=only/a node=a status=200")
+
+
+async def test_in_flight_is_zero_after_every_kind_of_failure(rig: Rig) -> None:
+    for failure in FAILURES:
+        rig.a.script = rig.b.script = failure
+        await asyncio.gather(*(rig.chat(stream=bool(n % 2)) for n in range(4)))
+    fleet = await rig.fleet()
+    assert {name: node["in_flight"] for name, node in fleet.items()} == {"a": 0, "b": 0}

@@ -1,0 +1,74 @@
+"""Reading bodies and heads, without sockets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cortex_core.errors import InvalidJson, InvalidRequest, RequestTooLarge
+from cortex_gateway.intake import decode_head, read_body
+from cortex_gateway.vigil import ClientGone
+
+
+class Incoming:
+    """A `receive` that gives these pieces; None stands for a disconnect."""
+
+    def __init__(self, *pieces: bytes | None) -> None:
+        self._pieces = list(pieces)
+        self.taken = 0
+
+    async def __call__(self) -> dict[str, Any]:
+        piece = self._pieces[self.taken]
+        self.taken += 1
+        if piece is None:
+            return {"type": "http.disconnect"}
+        more = self.taken < len(self._pieces)
+        return {"type": "http.request", "body": piece, "more_body": more}
+
+
+async def test_pieces_are_joined() -> None:
+    assert await read_body(Incoming(b"ab", b"", b"cd", b""), [], 4) == b"abcd"
+
+
+async def test_an_announced_length_beyond_the_limit_reads_nothing() -> None:
+    incoming = Incoming(b"x")
+    with pytest.raises(RequestTooLarge):
+        await read_body(incoming, [(b"content-length", b"5")], 4)
+    assert incoming.taken == 0
+
+
+async def test_reading_stops_where_the_limit_is_passed() -> None:
+    incoming = Incoming(b"abc", b"de", b"fg", b"")
+    with pytest.raises(RequestTooLarge):
+        await read_body(incoming, [], 4)
+    assert incoming.taken == 2
+
+
+@pytest.mark.parametrize("pieces", [(None,), (b"ab", None)])
+async def test_a_client_that_leaves_is_gone(pieces: tuple[bytes | None, ...]) -> None:
+    with pytest.raises(ClientGone):
+        await read_body(Incoming(*pieces), [], 100)
+
+
+def test_only_model_and_stream_are_looked_at() -> None:
+    body = b'{"messages":[{"model":"inner"}],"model":"a/b","n":"wrong","stream":true}'
+    assert decode_head(body) == ("a/b", True)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"model":"\xff"}', b"[" * 100_000])
+def test_what_is_not_json_is_invalid_json(body: bytes) -> None:
+    with pytest.raises(InvalidJson):
+        decode_head(body)
+
+
+@pytest.mark.parametrize("body", [b"1", b"{}", b'{"model":1}', b'{"model":"m","stream":[]}'])
+def test_what_is_not_a_request_is_an_invalid_request(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        decode_head(body)
+
+
+def test_a_long_wrong_value_is_not_quoted_in_full() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        decode_head(b'{"model":[%s]}' % b",".join([b"1"] * 10_000))
+    assert len(caught.value.message) < 150

@@ -1,0 +1,121 @@
+"""What ends a wait, and as what."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from cortex_core.errors import ShuttingDown, Stalled
+from cortex_gateway import vigil as module
+from cortex_gateway.admission import Admission
+from cortex_gateway.vigil import ClientGone, Vigil
+
+
+@pytest.fixture(autouse=True)
+def _watch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WATCH_AFTER_S", 0.001)
+
+
+class Client:
+    """Its `receive` waits until the client has left."""
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+
+async def wait(client: Client, expect_s: float = 5, *, is_sending: bool = False) -> None:
+    with Vigil(client.receive, expect_s) as vigil:
+        vigil.stalled_message = "in its own words"
+        vigil.is_sending = is_sending
+        await asyncio.sleep(5)
+
+
+async def test_a_deadline_is_a_stall() -> None:
+    with pytest.raises(Stalled, match="in its own words"):
+        await wait(Client(), 0.01)
+
+
+async def test_a_deadline_while_sending_is_the_clients_fault() -> None:
+    with pytest.raises(ClientGone):
+        await wait(Client(), 0.01, is_sending=True)
+
+
+async def test_a_renewed_deadline_does_not_pass() -> None:
+    with Vigil(Client().receive, 0.05) as vigil:
+        for _ in range(4):
+            await asyncio.sleep(0.03)
+            vigil.expect(0.05)
+
+
+async def test_a_client_that_leaves_ends_the_wait() -> None:
+    client = Client()
+    asyncio.get_running_loop().call_later(0.01, client.left.set)
+    with pytest.raises(ClientGone):
+        await wait(client)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_a_disconnect_at_the_very_end_is_no_news() -> None:
+    client = Client()
+    with Vigil(client.receive, 5) as vigil:
+        await asyncio.sleep(0.01)
+        vigil.is_finishing = True
+        client.left.set()
+        await asyncio.sleep(0.01)
+
+
+async def test_a_cancellation_from_outside_stays_one() -> None:
+    task = asyncio.create_task(wait(Client()))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_an_error_inside_passes_and_leaves_no_task_behind() -> None:
+    before = len(asyncio.all_tasks())
+
+    async def fail() -> None:
+        with Vigil(Client().receive, 5):
+            await asyncio.sleep(0.01)
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await fail()
+    await asyncio.sleep(0)
+    assert len(asyncio.all_tasks()) == before
+
+
+async def test_a_drain_waits_then_ends_who_is_left_and_admits_nobody() -> None:
+    admission = Admission()
+    ended: list[BaseException] = []
+
+    async def request() -> None:
+        with admission:
+            try:
+                with Vigil(Client().receive, 5) as vigil:
+                    admission.watch(vigil)
+                    await asyncio.sleep(5)
+            except ShuttingDown as error:
+                ended.append(error)
+
+    task = asyncio.create_task(request())
+    await asyncio.sleep(0)
+    await admission.drain(0.02)
+    await task
+    assert len(ended) == 1
+    with pytest.raises(ShuttingDown), admission:
+        pass
+    assert admission.active == 0
+
+
+async def test_a_drain_of_nobody_is_immediate() -> None:
+    await asyncio.wait_for(Admission().drain(60), 0.1)
