@@ -64,7 +64,7 @@ bench: setup ## Print the benchmark tables (needs a quiet machine; builds its pe
 tiny: ## Train, export and evaluate cortex/tiny again (about an hour on 2 cores)
 	$(PYTHON) -m venv build/tiny-venv
 	build/tiny-venv/bin/pip install --quiet -r tools/tiny/requirements.txt
-	build/tiny-venv/bin/python -m tools.tiny.train --out build/tiny
+	build/tiny-venv/bin/python -m tools.tiny --out build/tiny
 
 clean: ## Remove what setup made
 	rm -rf $(VENV) $(TOOLS) build .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""How cortex/tiny is made: corpus, tokenizer, network, training, export, evaluation."""
