@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron.worker.kv import RECOMPUTED, Int32s, Slots, common_prefix
+from neuron.worker.kv import RECOMPUTED, SMALL, Int32s, Slots, common_prefix
 
 
 def ids(*tokens: int) -> Int32s:
@@ -41,6 +41,28 @@ def test_a_first_prompt_gets_an_empty_slot() -> None:
 def test_prompts_at_once_get_neighbouring_slots() -> None:
     slots = Slots(4, 16)
     assert [start(slots, n, n, n)[0] for n in range(4)] == [0, 1, 2, 3]
+
+
+def test_while_others_run_a_neighbour_is_better_than_a_short_prefix_far_away() -> None:
+    slots = Slots(8, 32)
+    for n in range(8):
+        start(slots, n, n, n, n)
+    for slot in range(8):
+        slots.release(slot)
+    assert [start(slots, n, n, n, n)[0] for n in (3, 7, 0)] == [3, 2, 1]
+
+
+def test_a_long_prefix_is_worth_a_gap_and_a_long_history_is_not_lost_to_be_near() -> None:
+    slots = Slots(4, 2 * SMALL)
+    far, near = range(1000, 1000 + SMALL + 9), range(5000, 5000 + SMALL + 9)
+    assert [start(slots, n, n)[0] for n in (0, 1)] == [0, 1]
+    assert start(slots, *near)[0] == 2
+    assert start(slots, *far)[0] == 3
+    for slot in (1, 2, 3):
+        slots.release(slot)
+    assert start(slots, *far, 7)[0] == 3
+    assert start(slots, 9, 9)[0] == 1
+    assert held(slots, 2) == [*near]
 
 
 def test_there_is_no_slot_while_all_are_taken() -> None:

@@ -10,15 +10,14 @@ from neuron.worker.scheduler import Batch, Scheduler, Sequence
 
 
 def run(scheduler: Scheduler[Sequence]) -> str:
-    """Compute the next batch; say which: `d0,1` rows of slots 0 and 1, `p2:0-5` a chunk."""
+    """Compute the next batch; say which: `d0,1` rows of slots 0 and 1, `p2:0-5` a chunk,
+    `p2:0-5 p3:0-5` two in one pass."""
     batch = scheduler.next()
     if batch is None:
         return "-"
-    if batch.chunk is None:
-        trace = "d" + ",".join(str(sequence.slot) for sequence in batch.decode)
-    else:
-        chunk = batch.chunk
-        trace = f"p{chunk.sequence.slot}:{chunk.start}-{chunk.stop}"
+    trace = "d" + ",".join(str(sequence.slot) for sequence in batch.decode)
+    if batch.chunks:
+        trace = " ".join(f"p{c.sequence.slot}:{c.start}-{c.stop}" for c in batch.chunks)
     scheduler.computed(batch)
     return trace
 
@@ -69,14 +68,43 @@ def test_short_prompts_share_the_budget_in_the_order_they_came() -> None:
     for slot in (4, 0, 2):
         admit(scheduler, slot, prompt=4)
     trace = [run(scheduler) for _ in range(6)]
-    assert trace == ["d5", "p4:0-4", "p0:0-4", "p2:0-2", "d0,4,5", "p2:2-4"]
+    assert trace == ["d5", "p0:0-4 p4:0-4", "p2:0-2", "d0,4,5", "p2:2-4", "d0,2,4,5"]
+
+
+def test_prompts_of_one_length_are_computed_in_one_pass() -> None:
+    scheduler = Scheduler[Sequence](100, 20)
+    for slot in range(5):
+        admit(scheduler, slot, prompt=6)
+    trace = [run(scheduler) for _ in range(3)]
+    assert trace == ["p0:0-6 p1:0-6 p2:0-6", "p3:0-6 p4:0-6", "d0,1,2,3,4"]
+
+
+def test_a_longer_prompt_joins_with_a_chunk_as_long_as_the_first() -> None:
+    scheduler = Scheduler[Sequence](100, 20)
+    admit(scheduler, 0, prompt=6)
+    admit(scheduler, 1, prompt=10)
+    assert [run(scheduler), run(scheduler)] == ["p0:0-6 p1:0-6", "p1:6-10"]
+
+
+def test_a_prompt_that_would_be_left_with_one_token_does_not_join() -> None:
+    scheduler = Scheduler[Sequence](100, 20)
+    admit(scheduler, 0, prompt=6)
+    admit(scheduler, 1, prompt=7)
+    assert [run(scheduler), run(scheduler)] == ["p0:0-6", "p1:0-7"]
+
+
+def test_a_chunk_that_fills_a_pass_goes_alone() -> None:
+    scheduler = Scheduler[Sequence](100, 8)
+    admit(scheduler, 0, prompt=12)
+    admit(scheduler, 1, prompt=4)
+    assert [run(scheduler), run(scheduler)] == ["p0:0-12", "p1:0-4"]
 
 
 def test_running_rows_are_in_the_order_of_their_slots() -> None:
     scheduler = Scheduler[Sequence](100, 100)
     for slot in (3, 1, 2, 0):
         admit(scheduler, slot, prompt=2)
-    assert [run(scheduler) for _ in range(5)][-1] == "d0,1,2,3"
+    assert [run(scheduler) for _ in range(2)][-1] == "d0,1,2,3"
 
 
 @pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding"])
@@ -110,15 +138,17 @@ def test_every_prompt_is_computed_once_in_pieces_within_the_budget(
     while done != dict(enumerate(prompts)):
         batch = scheduler.next()
         assert isinstance(batch, Batch)
-        if (chunk := batch.chunk) is None:
+        if not batch.chunks:
             since_decode = 0
-        else:
-            size = chunk.stop - chunk.start
+        size = sum(chunk.stop - chunk.start for chunk in batch.chunks)
+        assert len({chunk.stop - chunk.start for chunk in batch.chunks}) <= 1
+        assert len(batch.chunks) <= 1 or size <= pass_size
+        for chunk in batch.chunks:
             assert chunk.start == done[chunk.sequence.slot]
-            assert size >= 2
-            assert size % pass_size != 1
+            assert chunk.stop - chunk.start >= 2
+            assert (chunk.stop - chunk.start) % pass_size != 1
             done[chunk.sequence.slot] = chunk.stop
-            since_decode = since_decode + size if scheduler.decoding else size
-            assert since_decode <= budget + 1 or not scheduler.decoding
+        since_decode = since_decode + size if scheduler.decoding else size
+        assert since_decode <= budget + 1 or not scheduler.decoding
         scheduler.computed(batch)
     assert [sequence.slot for sequence in scheduler.decoding] == list(range(len(prompts)))

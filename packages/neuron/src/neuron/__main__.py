@@ -93,7 +93,7 @@ def _configuration(given: argparse.Namespace) -> NeuronConfig:
     known = {model.id for model in models}
     for text in given.model:
         # A file named on the command line is meant relative to where the command was given.
-        name = str(Path(text).resolve()) if Path(text).is_file() else text
+        name = str(Path(text).absolute()) if Path(text).is_file() else text
         if name not in known:
             known.add(name)
             models.append(DefaultModel(name))

@@ -39,7 +39,7 @@ from neuron.worker.kv import Slots
 from neuron.worker.load import LoadedModel
 from neuron.worker.reasoning import ReasoningState, starts_inside
 from neuron.worker.sampling import sampler_for
-from neuron.worker.scheduler import Batch, Chunk, Scheduler
+from neuron.worker.scheduler import Batch, Scheduler
 from neuron.worker.stream import Stream
 
 __all__ = ["Engine"]
@@ -229,30 +229,35 @@ class Engine:
             self._started.append(Started(stream.request, len(stream.prompt), cached))
 
     def _compute(self, batch: Batch[Stream]) -> None:
-        if batch.chunk is None:
-            self._decode_rows()
+        if batch.chunks:
+            self._prefill(batch)
         else:
-            self._prefill(batch, batch.chunk)
+            self._decode_rows()
 
-    def _prefill(self, batch: Batch[Stream], chunk: Chunk[Stream]) -> None:
-        context, stream = self._context, chunk.sequence
+    def _prefill(self, batch: Batch[Stream]) -> None:
+        context = self._context
         self._is_composed = False
-        size = chunk.stop - chunk.start
-        tokens = stream.prompt[chunk.start : chunk.stop]
-        context.tokens[:size] = tokens
-        context.positions[:size] = np.arange(chunk.start, chunk.stop)
-        context.sequences[:size] = stream.slot
-        context.outputs[:size] = 0
-        context.outputs[size - 1] = chunk.is_last
-        self._decode(size)
-        self._tokens += size
-        self._slots.write(stream.slot, tokens)
+        end = 0
+        for chunk in batch.chunks:
+            rows = slice(end, end := end + chunk.stop - chunk.start)
+            context.tokens[rows] = chunk.sequence.prompt[chunk.start : chunk.stop]
+            context.positions[rows] = np.arange(chunk.start, chunk.stop)
+            context.sequences[rows] = chunk.sequence.slot
+            context.outputs[rows] = 0
+            context.outputs[end - 1] = chunk.is_last
+        self._decode(end)
+        self._tokens += end
+        for chunk in batch.chunks:
+            self._slots.write(chunk.sequence.slot, chunk.sequence.prompt[chunk.start : chunk.stop])
         self._scheduler.computed(batch)
-        if chunk.is_last:
-            logits = context.logits(1)
+        complete = [chunk.sequence for chunk in batch.chunks if chunk.is_last]
+        if not complete:
+            return
+        logits = context.logits(len(complete))
+        for row, stream in enumerate(complete):
             if stream.is_unending:
-                logits[0, self._end_ids] = -np.inf
-            token = self._choose(stream, logits, 0)
+                logits[row, self._end_ids] = -np.inf
+            token = self._choose(stream, logits, row)
             if reason := stream.take(token, self._deltas):
                 self._finish(stream, reason)
 
@@ -335,7 +340,7 @@ class Engine:
 
     def _drop(self, batch: Batch[Stream], fault: Fault) -> None:
         """The batch was refused; its sequences end, and nothing of them is trusted as cache."""
-        streams = list(batch.decode) if batch.chunk is None else [batch.chunk.sequence]
+        streams = [*batch.decode, *(chunk.sequence for chunk in batch.chunks)]
         for stream in streams:
             self._release(stream)
             self._context.trim(stream.slot, 0)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RECOMPUTED", "Slots", "common_prefix"]
+__all__ = ["RECOMPUTED", "SMALL", "Slots", "common_prefix"]
 
 Int32s = npt.NDArray[np.int32]
 
@@ -19,6 +19,11 @@ RECOMPUTED = 2
 """Tokens at a prompt's end that are computed even when cached. The last one's logits are needed;
 a batch of two takes the same matrix kernels as a long prompt (a single row has its own), so that
 an answer from cache equals a cold one where llama.cpp's kernels allow it."""
+
+
+SMALL = 256
+"""Tokens that are computed again sooner than a gap between slots costs: one more pass over the
+weights for every token of an answer, against a fraction of that per token of a prompt."""
 
 
 def common_prefix(left: Int32s, right: Int32s) -> int:
@@ -55,22 +60,31 @@ class Slots:
         """A slot for the prompt and how many of its tokens the slot already holds, or None while
         all are taken. The memory must be trimmed to that length; if it refuses, `clear`.
 
-        The free slot with the longest prefix worth having wins; without any, or between equals,
-        an empty one near the slots in use (rows of neighbours are computed together), else the
-        one idle for longest. A prefix is worth having if it is half of the prompt or half of
-        what the slot holds: every chat begins with the same few tokens of its template, and for
-        those alone nobody's history should go.
+        A prefix is worth having if it is half of the prompt or half of what the slot holds: every
+        chat begins with the same few tokens of its template, and for those alone nobody's history
+        should go. The free slot with the longest prefix worth having wins. Without any, one that
+        loses little: the nearest to the slots in use, for rows of neighbours are computed in one
+        pass; then an empty one, then the one idle for longest. While others run, what can be
+        computed again in a moment (`SMALL`) counts for less than being near.
         """
         best: tuple[int, int] | None = None
-        best_rank: tuple[int, bool, int] | None = None
+        best_rank: tuple[int, bool, int, int, bool, int] | None = None
+        is_anyone_running = any(self._busy)
         for slot in range(self.parallel):
             if self._busy[slot]:
                 continue
             held = int(self.lengths[slot])
             kept = self._usable(slot, prompt)
-            is_worth = 2 * kept >= min(len(prompt), held)
-            age = -self._distance(slot) if held == 0 else -self._released[slot]
-            rank = (kept if is_worth else 0, held == 0, age)
+            worth = kept if 2 * kept >= min(len(prompt), held) else 0
+            loses_little = held - kept < SMALL
+            rank = (
+                0 if is_anyone_running and worth < SMALL else worth,
+                loses_little,
+                -self._distance(slot) if loses_little else 0,
+                worth,
+                held == 0,
+                -self._released[slot],
+            )
             if best_rank is None or rank > best_rank:
                 best, best_rank = (slot, kept), rank
         if best is None:
@@ -88,10 +102,8 @@ class Slots:
         return kept
 
     def _distance(self, slot: int) -> int:
-        """Slots between this one and the nearest in use; the slot's number when none is."""
-        return min(
-            (abs(slot - other) for other, busy in enumerate(self._busy) if busy), default=slot
-        )
+        """How far the nearest slot in use is; 0 when none is."""
+        return min((abs(slot - other) for other, busy in enumerate(self._busy) if busy), default=0)
 
     def clear(self, slot: int) -> None:
         """The slot's memory holds nothing any more."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 __all__ = ["Batch", "Chunk", "Scheduler", "Sequence"]
@@ -40,19 +41,20 @@ class Chunk(Generic[S]):
 
 @dataclass(slots=True)
 class Batch(Generic[S]):
-    """One call of llama_decode: a row for each of `decode` (ascending by slot), or a chunk."""
+    """One call of llama_decode: a row for each of `decode`, or `chunks` of equal length; both
+    ascending by slot."""
 
     decode: list[S] = field(default_factory=list)
-    chunk: Chunk[S] | None = None
+    chunks: list[Chunk[S]] = field(default_factory=list)
 
 
 class Scheduler(Generic[S]):
     """`budget` prompt tokens between two rows of the running sequences; a pass through the model
-    takes `pass_size` tokens of one chunk.
+    takes `pass_size` of them.
 
-    A chunk is a call of its own, never mixed with other rows: in the partitioned layout llama.cpp
-    would take them apart into passes of equal lengths anyway, and the numbers of a prompt would
-    depend on who else is running.
+    Chunks are never mixed with rows of running sequences, and several go together only when they
+    are of one length and fit one pass: in the partitioned layout llama.cpp takes anything else
+    apart into passes of equal lengths, and a pass costs a walk over all weights.
     """
 
     def __init__(self, budget: int, pass_size: int) -> None:
@@ -99,10 +101,22 @@ class Scheduler(Generic[S]):
             return Batch(decode=self.decoding)
         if self._left < 2:
             self._left = self.budget
-        sequence = self.prefilling[0]
-        start = sequence.computed
-        size = self._chunk_size(sequence.prompt_size - start)
-        return Batch(chunk=Chunk(sequence, start, start + size))
+        return Batch(chunks=self._chunks())
+
+    def _chunks(self) -> list[Chunk[S]]:
+        """The first prompt's next chunk, with as long a one of each other that joins its pass."""
+        first = self.prefilling[0]
+        size = self._chunk_size(first.prompt_size - first.computed)
+        room = min(self.pass_size, self._left) // size
+        together = [first]
+        for other in islice(self.prefilling, 1, None):
+            if len(together) >= room:
+                break
+            remaining = other.prompt_size - other.computed
+            if remaining == size or remaining >= size + 2:  # no pass for a single token later
+                together.append(other)
+        together.sort(key=lambda sequence: sequence.slot)
+        return [Chunk(each, each.computed, each.computed + size) for each in together]
 
     def _chunk_size(self, remaining: int) -> int:
         """As much as the budget has left, but so that no pass is left with a single token, which
@@ -115,11 +129,11 @@ class Scheduler(Generic[S]):
 
     def computed(self, batch: Batch[S]) -> None:
         """A batch was computed; a prompt that is complete with it now runs."""
-        if (chunk := batch.chunk) is None:
-            return
-        self._left -= chunk.stop - chunk.start
-        chunk.sequence.computed = chunk.stop
-        if chunk.is_last:
-            self.prefilling.remove(chunk.sequence)
-            position = sum(other.slot < chunk.sequence.slot for other in self.decoding)
-            self.decoding.insert(position, chunk.sequence)
+        for chunk in batch.chunks:
+            sequence = chunk.sequence
+            self._left -= chunk.stop - chunk.start
+            sequence.computed = chunk.stop
+            if chunk.is_last:
+                self.prefilling.remove(sequence)
+                position = sum(other.slot < sequence.slot for other in self.decoding)
+                self.decoding.insert(position, sequence)
