@@ -1,6 +1,6 @@
 """Decode throughput at several widths against `llama-server`, in one run.
 
-    python -m tests.bench.engine [--rounds N] [--only MODEL] [--tokens N]
+    python -m tests.bench.engine [--rounds N] [--only CASE] [--tokens N] [--widths N ...]
 
 For each model and width the two servers answer in turn, A B A B …, each alone on the machine: the
 other is stopped with SIGSTOP, so that its idle threads cannot take the other's time. The figure is
@@ -46,13 +46,15 @@ class Case:
 
 
 CASES = (
-    Case("qwen3-0.6b Q4_K_M, greedy", "qwen3-0.6b", "Q4_K_M", 2, 512, 48, GREEDY),
-    Case("qwen3-0.6b Q4_K_M, sampled", "qwen3-0.6b", "Q4_K_M", 2, 512, 48, SAMPLED),
+    Case("qwen3-0.6b Q4_K_M, greedy", "qwen3-0.6b", "Q4_K_M", 2, 512, 96, GREEDY),
+    Case("qwen3-0.6b Q4_K_M, sampled", "qwen3-0.6b", "Q4_K_M", 2, 512, 96, SAMPLED),
     Case("2-layer toy F16, greedy", "toy", "F16", 1, 512, 256, GREEDY),
 )
 
 
-async def measure(case: Case, binary: Path, rounds: int, tokens: int | None) -> Table:
+async def measure(
+    case: Case, binary: Path, rounds: int, tokens: int | None, widths: list[int]
+) -> Table:
     path = peers.model(case.preset, case.kind)
     table = Table(title=f"{case.title}, {case.threads} threads", title_justify="left")
     for heading in ("streams", "neuron tok/s", "llama-server tok/s", "ratio", "lowest to highest"):
@@ -60,7 +62,7 @@ async def measure(case: Case, binary: Path, rounds: int, tokens: int | None) -> 
     ours = Neuron(path, PARALLEL, case.context, case.threads)
     theirs = LlamaServer(binary, path, PARALLEL, case.context, case.threads)
     async with ours.running(), theirs.running():
-        for width in WIDTHS:
+        for width in widths:
             rates: dict[str, list[float]] = {ours.name: [], theirs.name: []}
             for round_ in range(-1, rounds):
                 for server, other in ((ours, theirs), (theirs, ours)):
@@ -103,12 +105,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, help="per stream; default: the case's own")
     parser.add_argument("--only", default="", help="cases whose title contains this")
+    parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS), metavar="STREAMS")
     arguments = parser.parse_args()
     binary = peers.llama_server()
     console = Console()
     for case in CASES:
         if arguments.only in case.title:
-            console.print(asyncio.run(measure(case, binary, arguments.rounds, arguments.tokens)))
+            console.print(
+                asyncio.run(
+                    measure(case, binary, arguments.rounds, arguments.tokens, arguments.widths)
+                )
+            )
 
 
 if __name__ == "__main__":

@@ -66,6 +66,14 @@ def test_a_truncated_answer_says_so() -> None:
     assert "token limit" in answer.summary()
 
 
+def test_no_rate_is_claimed_for_what_came_in_one_piece() -> None:
+    answer = Answer(0.0)
+    usage = b'data: {"choices": [], "usage": {"completion_tokens": 28}}\n\n'
+    answer.feed(_chunk({"content": "Pa"}), 0.050)
+    answer.feed(_chunk({"content": "ris"}) + usage, 0.052)
+    assert answer.summary() == "28 tokens · first after 50 ms"
+
+
 def test_tool_call_deltas_are_joined() -> None:
     answer = Answer(0.0)
     head = {"index": 0, "id": "c1", "type": "function", "function": {"name": "get_weather"}}

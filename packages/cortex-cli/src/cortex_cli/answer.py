@@ -14,6 +14,9 @@ from cortex_core.wire.sse import Event, Parser
 __all__ = ["Answer", "Part"]
 
 
+MEASURABLE_S = 0.1
+
+
 class Part(msgspec.Struct, frozen=True):
     """The next piece of text, and whether it is the model's reasoning or its answer."""
 
@@ -58,11 +61,12 @@ class Answer:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Over the tokens after the first; None when there is nothing to measure."""
+        """Over the tokens after the first; None when there is too little to measure: what comes
+        within `MEASURABLE_S` may have come in one piece."""
         if self._first_s is None or not self.completion_tokens or self.completion_tokens < 2:
             return None
         took_s = self._last_s - self._first_s
-        return (self.completion_tokens - 1) / took_s if took_s > 0 else None
+        return (self.completion_tokens - 1) / took_s if took_s >= MEASURABLE_S else None
 
     def summary(self) -> str:
         """`23 tokens · first after 40 ms · 310 tokens/s`, as far as it is known."""

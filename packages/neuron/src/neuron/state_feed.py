@@ -27,6 +27,7 @@ class StateFeed:
         self._build = build
         self._pulse = Pulse()
         self._pending: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._published_at = float("-inf")
         self.is_closed = False
         self.state = build(1)
@@ -42,10 +43,10 @@ class StateFeed:
         loop = asyncio.get_running_loop()
         at = loop.time() if urgent else max(loop.time(), self._published_at + COALESCE_S)
         if self._pending is not None:
-            if self._pending.when() <= at:
+            if self._due <= at:
                 return
             self._pending.cancel()
-        self._pending = loop.call_at(at, self._publish)
+        self._pending, self._due = loop.call_at(at, self._publish), at
 
     async def beyond(self, version: int) -> NodeState | None:
         """The first state seen with a greater version; None when the feed has been closed."""
