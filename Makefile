@@ -30,7 +30,7 @@ $(STAMP): uv.lock pyproject.toml $(wildcard packages/*/pyproject.toml) | $(UV)
 	@echo "cortex: installing into $(VENV); the first time llama.cpp is compiled (a few minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "cortex: Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
-	$(UV) sync --python $(PYTHON) $(SYNC_FLAGS)
+	@$(PYTHON) tools/build_flags.py | xargs -t $(UV) sync --python $(PYTHON) $(SYNC_FLAGS)
 	@$(BIN)/python tools/lock.py
 	@echo $(FLAVOUR) > $@
 

@@ -14,6 +14,7 @@ import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
+from tools.build_flags import sound_flags
 from tools.make_gguf import PRESETS, make_gguf
 
 __all__ = ["CACHE", "llama_server", "model"]
@@ -47,7 +48,8 @@ def llama_server() -> Path:
         tar.extractall(home / "src", filter="data")
     (source,) = (home / "src").glob("*/vendor/llama.cpp")
     build = str(home / "build")
-    _run(["cmake", "-S", str(source), "-B", build, *_CMAKE_FLAGS])
+    flags = [f"-DCMAKE_{language}_FLAGS={sound_flags()}" for language in ("C", "CXX")]
+    _run(["cmake", "-S", str(source), "-B", build, *_CMAKE_FLAGS, *flags])
     _run(["cmake", "--build", build, "--target", "llama-server", "-j", str(os.cpu_count() or 1)])
     shutil.rmtree(home / "src")
     return binary

@@ -37,8 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     sock.set_inheritable(False)
 
     from neuron.worker.control import Worker  # imports llama.cpp: seconds, with CUDA
+    from neuron.worker.probe import are_extra_kernels_sound
 
-    Worker(sock, options.device).run()
+    Worker(sock, options.device, extra_kernels=are_extra_kernels_sound()).run()
 
 
 if __name__ == "__main__":

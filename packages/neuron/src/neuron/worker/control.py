@@ -58,9 +58,10 @@ _EXIT_BROKEN = 70  # EX_SOFTWARE
 class Worker:
     """One worker process: its socket, its device, its models."""
 
-    def __init__(self, sock: socket.socket, device: str) -> None:
+    def __init__(self, sock: socket.socket, device: str, *, extra_kernels: bool = True) -> None:
         self._socket = sock
         self.device = device
+        self._extra_kernels = extra_kernels
         self.outbox = Outbox(sock)
         self._models: dict[str, _Model] = {}
         self.loading = threading.Lock()
@@ -69,7 +70,7 @@ class Worker:
 
     def run(self) -> NoReturn:
         """Serve until the parent says Shutdown or is gone, or SIGTERM and nothing in flight."""
-        llama.start()
+        llama.start(extra_kernels=self._extra_kernels)
         version, system = llama.versions()
         self.outbox.send(Hello(os.getpid(), version, system))
         wake = self._catch_sigterm()

@@ -90,8 +90,14 @@ def _on_log(level: int, text: bytes, _: object) -> None:
                 sys.stderr.write(f"{log.prefix}: {line}\n")
 
 
-def start() -> None:
-    """Initialise the backends, once per process."""
+_extra_kernels = True
+
+
+def start(*, extra_kernels: bool = True) -> None:
+    """Initialise the backends, once per process. `extra_kernels`: weights may be laid out anew
+    for kernels of this CPU (AMX, repacked)."""
+    global _extra_kernels
+    _extra_kernels = extra_kernels
     lib.llama_log_set(_on_log, ctypes.c_void_p())
     lib.llama_backend_init()
 
@@ -188,16 +194,37 @@ class Vocabulary:
         return lib.llama_tokenize(self._handle, data, len(data), pointer, len(ids), False, True)
 
 
+_SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # llama_split_mode
+_KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
+
+
 class Model:
     """The weights and vocabulary of one GGUF. Free it after its contexts."""
 
     def __init__(
-        self, path: str, *, gpu_layers: int, on_progress: Callable[[float], bool] | None = None
+        self,
+        path: str,
+        *,
+        gpu_layers: int,
+        split_mode: str = "layer",
+        tensor_split: Sequence[float] = (),
+        main_gpu: int = 0,
+        mmap: bool = True,
+        mlock: bool = False,
+        on_progress: Callable[[float], bool] | None = None,
     ) -> None:
-        """`gpu_layers` -1 = all, 0 = the GPUs are not touched. `on_progress` gets 0..1 and says
-        whether to go on. Raises LlamaError."""
+        """`gpu_layers` -1 = all, 0 = the GPUs are not touched. `tensor_split` is each GPU's share.
+        `on_progress` gets 0..1 and says whether to go on. Raises LlamaError."""
         params = lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        params.split_mode = _SPLIT_MODES[split_mode]
+        params.main_gpu = main_gpu
+        params.use_mmap = mmap
+        params.use_mlock = mlock
+        shares = (ctypes.c_float * 128)(*tensor_split)  # llama.cpp reads one per possible device
+        if tensor_split:
+            params.tensor_split = shares
+        params.use_extra_bufts = _extra_kernels
         no_devices = (ctypes.c_void_p * 1)(None)
         if gpu_layers == 0:
             params.devices = ctypes.cast(no_devices, ctypes.c_void_p)  # pyright: ignore[reportAttributeAccessIssue]
@@ -218,6 +245,7 @@ class Model:
         self.can_trim = not (
             lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle)
         )
+        self.window = int(lib.llama_model_n_swa(handle))
 
     def metadata(self) -> dict[str, str]:
         """Every scalar key of the GGUF and its value as text."""
@@ -250,23 +278,29 @@ class Context:
         self,
         model: Model,
         *,
-        context: int,
+        cells: int,
         parallel: int,
         batch: int,
         threads: int,
         flash_attention: bool | None,
+        unified: bool = False,
+        kv_type: str = "f16",
     ) -> None:
-        """`context` tokens for each of `parallel` sequences, each in cells of its own.
+        """`cells` tokens in all: an equal part for each of `parallel` sequences, or where
+        `unified` one pool for up to MAX_SEQUENCES, `parallel` of which are decoded at once.
         `flash_attention` None = where the device supports it. Raises LlamaError."""
         params = lib.llama_context_default_params()
-        params.n_ctx = context * parallel
+        params.n_ctx = cells
         params.n_seq_max = parallel
         params.n_batch = batch
         params.n_ubatch = min(batch, 512)
         # One row of logits per sequence and batch, so no buffers for a row per token.
         params.n_outputs_max = parallel
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = False
+        params.kv_unified = unified
+        params.type_k = params.type_v = _KV_TYPES[kv_type]
+        # A window of its own would drop what a prefix shared later needs; see Context.holds.
+        params.swa_full = True
         params.no_perf = True
         params.flash_attn_type = -1 if flash_attention is None else int(flash_attention)
         take_lines()
@@ -276,6 +310,8 @@ class Context:
         self.handle: Any = handle
         self._memory: Any = lib.llama_get_memory(handle)
         self.cells = int(lib.llama_n_ctx_seq(handle))
+        self.is_unified = unified
+        self._window = model.window
         self.batch = int(lib.llama_n_batch(handle))
         self.ubatch = int(lib.llama_n_ubatch(handle))
         self._vocabulary_size = model.vocabulary.size
@@ -322,9 +358,41 @@ class Context:
             return bool(lib.llama_memory_seq_rm(self._memory, sequence, -1, -1))
         return bool(lib.llama_memory_seq_rm(self._memory, sequence, length, -1))
 
-    def copy(self, source: int, target: int) -> None:
-        """Make `target` hold what `source` holds."""
-        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make `target`, whatever it held, hold the first `length` tokens of `source`. Cells of
+        one pool are shared; in the partitioned layout the data are copied by the next decode."""
+        self.trim(target, 0)
+        end = length if self.is_unified else -1
+        lib.llama_memory_seq_cp(self._memory, source, target, -1, end)
+        if not self.is_unified:
+            self.trim(target, length)
+
+    def holds(self, sequence: int, length: int) -> bool:
+        """Whether all is there to go on after `length` tokens. With a sliding window llama.cpp
+        may have written over cells that only an earlier continuation would look at."""
+        if not self._window:
+            return True
+        first = lib.llama_memory_seq_pos_min(self._memory, sequence)
+        return 0 <= first <= max(length - self._window, 0)
+
+    def save(self, sequence: int) -> npt.NDArray[np.uint8]:
+        """All that a sequence holds, to be put back by `restore`. Raises LlamaError."""
+        size = lib.llama_state_seq_get_size(self.handle, sequence)
+        data = np.empty(size, np.uint8)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = lib.llama_state_seq_get_data(self.handle, pointer, size, sequence)
+        if written == 0 or written > size:
+            raise LlamaError(f"sequence {sequence} cannot be saved", take_lines())
+        return data[:written]
+
+    def restore(self, sequence: int, data: npt.NDArray[np.uint8]) -> bool:
+        """Put saved data into a sequence. False where there is no room, or they are not of this
+        model and KV type; the sequence is then empty."""
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if lib.llama_state_seq_set_data(self.handle, pointer, len(data), sequence):
+            return True
+        self.trim(sequence, 0)
+        return False
 
     def free(self) -> None:
         handle, self.handle = self.handle, None

@@ -86,7 +86,7 @@ def load(
         def open_context() -> llama.Context:
             return llama.Context(
                 model,
-                context=context_size,
+                cells=context_size * parallel,
                 parallel=parallel,
                 batch=max(params.batch, parallel, _MIN_BATCH),
                 threads=params.threads or _default_threads(is_small),
