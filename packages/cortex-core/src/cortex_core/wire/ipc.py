@@ -17,6 +17,7 @@ from cortex_core.outcome import Usage
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "CacheSource",
     "Cancel",
     "Channel",
     "Command",
@@ -26,17 +27,21 @@ __all__ = [
     "Finished",
     "Generate",
     "Hello",
+    "KvLayout",
+    "KvType",
     "Load",
     "LoadFailed",
     "LoadProgress",
     "Loaded",
     "ModelInfo",
     "ModelLoad",
+    "Priority",
     "Progress",
     "Reader",
     "Report",
     "Sampling",
     "Shutdown",
+    "SplitMode",
     "Started",
     "Step",
     "Unload",
@@ -47,15 +52,37 @@ __all__ = [
 MAX_FRAME_BYTES = 256 * 1024 * 1024  # far above any prompt; a length beyond it is a broken stream
 
 
+KvLayout = Literal["unified", "partitioned"]
+KvType = Literal["f16", "q8_0", "q4_0"]
+SplitMode = Literal["none", "layer", "row"]
+Priority = Literal["interactive", "batch"]
+
+
 class EngineParams(msgspec.Struct, frozen=True):
-    """How to set up one llama_context. `context` is tokens per sequence; 0 = the model's own,
-    at most 8,192. `parallel` is how many sequences decode at once; 0 threads = every core."""
+    """How to load one model. `context` is tokens per sequence; 0 = the model's own, at most what
+    fits. `parallel` is how many sequences decode at once; `cells` is the whole KV cache in tokens,
+    0 = parallel * context (fewer only in the unified layout). 0 threads = every core.
+    `max_step_ms` bounds a prompt chunk while others decode. `host_cache_mb` is the worker's, over
+    all its models. `max_waiting` requests wait at most, each for `max_wait_s` at most."""
 
     context: int = 0
     parallel: int = 4
     batch: int = 2048
     threads: int = 0
     gpu_layers: int = -1
+    kv: Literal["auto", "unified", "partitioned"] = "auto"
+    cells: int = 0
+    kv_type: KvType = "f16"
+    flash_attention: bool | None = None
+    split_mode: SplitMode = "layer"
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+    mmap: bool = True
+    mlock: bool = False
+    max_step_ms: float = 400.0
+    host_cache_mb: int = 1024
+    max_waiting: int = 256
+    max_wait_s: float = 600.0
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
@@ -93,6 +120,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
     reasoning: tuple[str, str] | None = None
     metadata: dict[str, str] = {}
     path: str = ""
+    kv: KvLayout = "partitioned"
+    kv_type: KvType = "f16"
+    cells: int = 0
+    kind: Literal["generate", "embed"] = "generate"
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    compute_bytes: int = 0
 
 
 # parent → worker
@@ -115,15 +149,20 @@ class Unload(_Command, frozen=True):
 
 
 class Generate(_Command, frozen=True):
-    """`prompt` is text; special tokens in it are parsed. `max_tokens` None = to the context's end.
-    `stop` strings never reach the client, not even in part."""
+    """`prompt` is text, whose special tokens are parsed, or token ids, taken as they are.
+    `max_tokens` None = to the context's end. `stop` strings never reach the client, not even in
+    part. `suffix`: fill in between the prompt and it, by the model's fill-in-the-middle tokens.
+    `caller`: requests of one caller wait for each other before they wait for another's."""
 
     request: int
     model: str
-    prompt: str
+    prompt: str | list[int]
     sampling: Sampling
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    suffix: str | None = None
+    caller: str = ""
+    priority: Priority = "interactive"
 
 
 class Cancel(_Command, frozen=True):
@@ -131,7 +170,10 @@ class Cancel(_Command, frozen=True):
 
 
 class Shutdown(_Command, frozen=True):
-    """Stop at once; the parent has already ended or drained what was running."""
+    """Stop at once; the parent has already ended or drained what was running. `save_to`: a folder
+    that takes the cached sequences first, for the next worker to start with."""
+
+    save_to: str = ""
 
 
 Command = Load | Unload | Generate | Cancel | Shutdown
@@ -177,12 +219,19 @@ Channel = Literal["content", "reasoning", "marker"]
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
+CacheSource = Literal["none", "live", "cache", "host"]
+
+
 class Started(msgspec.Struct, frozen=True, array_like=True):
-    """The request has a sequence and its prompt is being computed; `cached` tokens need not be."""
+    """The request has a sequence and its prompt is being computed; `cached` tokens need not be.
+    They came from a sequence that runs (live), from one that has ended (cache) or from host memory
+    (host). `miss`: why none did."""
 
     request: int
     prompt: int
     cached: int
+    source: CacheSource = "none"
+    miss: str = ""
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
@@ -221,7 +270,9 @@ class Step(_Report, frozen=True):
 
 
 class ModelLoad(msgspec.Struct, frozen=True, array_like=True):
-    """One model's load at a moment. `step_s`: how long the step in progress has been running."""
+    """One model's load at a moment. `step_s`: how long the step in progress has been running.
+    Of `cells` KV cells `cells_running` hold running sequences, `cells_cached` ended ones.
+    `host_bytes`: parked in host memory."""
 
     model: str
     steps: int
@@ -229,6 +280,10 @@ class ModelLoad(msgspec.Struct, frozen=True, array_like=True):
     running: int
     waiting: int
     step_s: float
+    cells: int = 0
+    cells_running: int = 0
+    cells_cached: int = 0
+    host_bytes: int = 0
 
 
 class Progress(_Report, frozen=True):
