@@ -65,15 +65,8 @@ class PlayedRegistry:
             raise ModelNotFound(f"model {model!r} is not loaded", param="model")
         return self.known
 
-    def open(
-        self,
-        model: str,
-        prompt: str,
-        sampling: ipc.Sampling,
-        max_tokens: int | None,
-        stop: tuple[str, ...],
-    ) -> RequestStream:
-        stream = self._table.open(model, prompt, sampling, max_tokens, stop)
+    def open(self, ask: ipc.Generate) -> RequestStream:
+        stream = self._table.open(ask)
         self.opened.set()
         self._player = asyncio.create_task(self._play(stream.request))
         return stream

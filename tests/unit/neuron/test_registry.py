@@ -52,7 +52,7 @@ class Node:
             await self.registry.unload(model, force).ended()
 
     def generate(self, prompt: str = "hi", model: str = "a.gguf") -> RequestStream:
-        return self.registry.open(model, prompt, ipc.Sampling(), None, ())
+        return self.registry.open(ipc.Generate(0, model, prompt, ipc.Sampling()))
 
     def phase(self, model: str = "a.gguf") -> str | None:
         return next((m.phase for m in self.registry.state().models if m.id == model), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from cortex_core.errors import ContextLengthExceeded, Fault, UpstreamFailed
 from cortex_core.outcome import Usage
@@ -27,7 +28,7 @@ class Wire:
         self.changes += 1
 
     def open(self, prompt: str = "hi", model: str = "m") -> RequestStream:
-        return self.table.open(model, prompt, ipc.Sampling(), None, ())
+        return self.table.open(ipc.Generate(0, model, prompt, ipc.Sampling()))
 
 
 @pytest.fixture
@@ -40,10 +41,9 @@ def delta(text: str, channel: ipc.Channel = "content", request: int = 1) -> ipc.
 
 
 async def test_opening_sends_the_request(wire: Wire):
-    stream = wire.table.open("m", "hi", ipc.Sampling(temperature=0), 5, ("stop",))
-    assert wire.sent == [
-        ipc.Generate(stream.request, "m", "hi", ipc.Sampling(temperature=0), 5, ("stop",))
-    ]
+    ask = ipc.Generate(0, "m", "hi", ipc.Sampling(temperature=0), 5, ("stop",), caller="a")
+    stream = wire.table.open(ask)
+    assert wire.sent == [replace(ask, request=stream.request)]
 
 
 async def test_events_arrive_in_order(wire: Wire):

@@ -44,7 +44,7 @@ class Node:
             await self.supervisor.load(LoadSpec(model, "/m", ipc.EngineParams()))
 
     def generate(self, prompt: str, model: str = "a"):
-        return self.supervisor.open(model, prompt, ipc.Sampling(), None, ())
+        return self.supervisor.open(ipc.Generate(0, model, prompt, ipc.Sampling()))
 
 
 @asynccontextmanager

@@ -46,14 +46,9 @@ class ModelRegistry(Protocol):
 
     def info(self, model: str) -> ipc.ModelInfo: ...
 
-    def open(
-        self,
-        model: str,
-        prompt: str,
-        sampling: ipc.Sampling,
-        max_tokens: int | None,
-        stop: tuple[str, ...],
-    ) -> WorkerStream: ...
+    def open(self, ask: ipc.Generate) -> WorkerStream:
+        """Also raises RateLimitExceeded. `ask.request` is 0: the worker's stream table chooses it."""
+        ...
 
 
 class ChatStream:
@@ -102,11 +97,14 @@ class ChatService:
         calls = parser_for(prompt.format_text) if _offered_tools(request) else None
         answer = Answer(reasoning, calls)
         stream = self._registry.open(
-            request.model,
-            prompt.text,
-            resolve_sampling(request, info.metadata),
-            request.token_limit,
-            request.stop_strings,
+            ipc.Generate(
+                0,
+                request.model,
+                prompt.text,
+                resolve_sampling(request, info.metadata),
+                request.token_limit,
+                request.stop_strings,
+            )
         )
         return ChatStream(stream, answer)
 

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
+from msgspec.structs import replace
+
 from cortex_core.errors import CortexError, Fault, RequestTooLarge
 from cortex_core.wire import ipc
 
@@ -104,19 +106,13 @@ class StreamTable:
         self._streams: dict[int, RequestStream] = {}
         self._next_request = 1
 
-    def open(
-        self,
-        model: str,
-        prompt: str,
-        sampling: ipc.Sampling,
-        max_tokens: int | None,
-        stop: tuple[str, ...],
-    ) -> RequestStream:
+    def open(self, ask: ipc.Generate) -> RequestStream:
+        """Send `ask` under a request id of its own. Raises RequestTooLarge."""
         request = self._next_request
         self._next_request += 1
-        stream = RequestStream(request, model, self._closed)
+        stream = RequestStream(request, ask.model, self._closed)
         try:
-            self._send(ipc.Generate(request, model, prompt, sampling, max_tokens, stop))
+            self._send(replace(ask, request=request))
         except ValueError as error:
             raise RequestTooLarge(f"the rendered prompt is too large: {error}") from None
         self._streams[request] = stream

@@ -74,16 +74,10 @@ class Supervisor:
 
     # requests
 
-    def open(
-        self,
-        model: str,
-        prompt: str,
-        sampling: ipc.Sampling,
-        max_tokens: int | None,
-        stop: tuple[str, ...],
-    ) -> RequestStream:
-        """Start a generation on a model that is ready; the caller has checked that it is."""
-        return self._streams.open(model, prompt, sampling, max_tokens, stop)
+    def open(self, ask: ipc.Generate) -> RequestStream:
+        """Start a generation on a model that is ready; the caller has checked that it is. The
+        request id is chosen here, whatever `ask` says."""
+        return self._streams.open(ask)
 
     def cancel(self, model: str, fault: Fault) -> None:
         """End every running request of a model with `fault`."""

@@ -210,18 +210,12 @@ class Registry:
         """What the worker said of a model that is ready. Raises as `open`, bar the 429."""
         return self._ready(model)[1]
 
-    def open(
-        self,
-        model: str,
-        prompt: str,
-        sampling: ipc.Sampling,
-        max_tokens: int | None,
-        stop: tuple[str, ...],
-    ) -> RequestStream:
-        """Start a generation. The stream must be closed (`async with`); it is in flight until then.
+    def open(self, ask: ipc.Generate) -> RequestStream:
+        """Start a generation; `ask.request` is chosen below. The stream must be closed (`async with`); it is in flight until then.
 
         Raises ModelNotFound, ModelLoading, NoCapacity, RateLimitExceeded or ShuttingDown.
         """
+        model = ask.model
         supervisor, info = self._ready(model)
         running, waiting = supervisor.load_of(model)
         room = info.parallel + self._engine.max_waiting
@@ -230,7 +224,7 @@ class Registry:
                 f"the model {model!r} has {running} requests running and {waiting} waiting; it "
                 f"takes {room} in all (its parallel + engine.max_waiting)"
             )
-        return supervisor.open(model, prompt, sampling, max_tokens, stop)
+        return supervisor.open(ask)
 
     def _ready(self, model: str) -> tuple[Supervisor, ipc.ModelInfo]:
         self._refuse_when_draining()
