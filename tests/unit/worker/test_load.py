@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cortex_core.errors import Conflict, PreflightFailed
-from cortex_core.wire.ipc import EngineParams
+from cortex_core.errors import Conflict, InvalidRequest, PreflightFailed
+from cortex_core.wire.ipc import EngineParams, KvType
 from neuron.worker import llama
 from neuron.worker.load import LoadedModel, load
 from tests.unit.worker.worker_process import TINY
 
 
-def open_tiny(path: str = TINY, **params: int) -> LoadedModel:
+def open_tiny(path: str = TINY, **params: Any) -> LoadedModel:
     llama.start()
     return load(path, EngineParams(**params), device="cpu", on_progress=lambda _: True)
 
@@ -79,3 +80,42 @@ def test_a_load_can_be_abandoned() -> None:
     llama.start()
     with pytest.raises(Conflict):
         load(TINY, EngineParams(), device="cpu", on_progress=lambda _: False)
+
+
+def test_one_sequence_gets_the_unified_layout_on_a_cpu() -> None:
+    loaded = open_tiny(parallel=1, context=512)
+    assert (loaded.info.kv, loaded.info.cells) == ("unified", 512)
+    assert loaded.context.is_unified
+    loaded.free()
+
+
+def test_a_pool_may_be_smaller_than_all_sequences_together() -> None:
+    loaded = open_tiny(parallel=4, context=512, kv="unified", cells=768)
+    assert (loaded.info.kv, loaded.info.cells) == ("unified", 768)
+    assert loaded.context.cells == 768
+    loaded.free()
+
+
+def test_cells_that_a_partitioned_cache_cannot_share_are_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        open_tiny(parallel=4, context=512, cells=768)
+    assert caught.value.param == "cells"
+
+
+@pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
+def test_a_quantised_cache_is_loaded_with_flash_attention(kv_type: KvType) -> None:
+    loaded = open_tiny(parallel=2, context=512, kv_type=kv_type)
+    assert loaded.info.kv_type == kv_type
+    loaded.free()
+
+
+def test_a_quantised_cache_without_flash_attention_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        open_tiny(parallel=2, context=512, kv_type="q8_0", flash_attention=False)
+    assert caught.value.param == "flash_attention"
+
+
+def test_weights_may_be_read_instead_of_mapped() -> None:
+    loaded = open_tiny(parallel=1, context=256, mmap=False)
+    assert loaded.info.kind == "generate"
+    loaded.free()

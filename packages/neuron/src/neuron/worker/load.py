@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from msgspec.structs import replace
 
 from cortex_core.errors import Conflict, CortexError, NoCapacity, PreflightFailed
 from cortex_core.wire.ipc import EngineParams, ModelInfo
+from neuron.models.layout import flash_attention_of, plan_kv
 from neuron.worker import llama
 from neuron.worker.detokenize import Pieces
 from neuron.worker.reasoning import Markers, find_markers
@@ -39,12 +42,14 @@ _NO_MEMORY = re.compile(
 
 @dataclass
 class LoadedModel:
-    """`open_context` makes another context like the one that was measured. `widest_bridge`: see
+    """`open_context` makes another context like the one that was measured. `params` are those of
+    the Load; what was made of context, parallel, cells and kv is in `info`. `widest_bridge`: see
     `Slots.bridges`."""
 
     model: llama.Model
     context: llama.Context
     info: ModelInfo
+    params: EngineParams
     pieces: Pieces
     markers: Markers | None
     open_context: Callable[[], llama.Context]
@@ -72,7 +77,14 @@ def load(
 
     try:
         model = llama.Model(
-            path, gpu_layers=0 if is_cpu else params.gpu_layers, on_progress=progress
+            path,
+            gpu_layers=0 if is_cpu else params.gpu_layers,
+            split_mode=params.split_mode,
+            tensor_split=params.tensor_split,
+            main_gpu=params.main_gpu,
+            mmap=params.mmap,
+            mlock=params.mlock,
+            on_progress=progress,
         )
     except llama.LlamaError as error:
         if not is_wanted:
@@ -82,17 +94,26 @@ def load(
         context_size = params.context or min(model.context_train, _DEFAULT_CONTEXT)
         parallel = min(params.parallel, llama.MAX_SEQUENCES)
         is_small = is_cpu and file_bytes < _SMALL_FILE_BYTES
+        plan = plan_kv(
+            replace(params, parallel=parallel),
+            context=context_size,
+            can_trim=model.can_trim,
+            is_cpu=is_cpu,
+        )
+        # Without flash attention llama.cpp's CPU kernels give a row the same numbers in every
+        # batch (for Q8_0 weights), and on small models they are faster besides.
+        flash_attention = flash_attention_of(params, default=False if is_small else None)
 
         def open_context() -> llama.Context:
             return llama.Context(
                 model,
-                cells=context_size * parallel,
+                cells=plan.cells,
                 parallel=parallel,
                 batch=max(params.batch, parallel, _MIN_BATCH),
                 threads=params.threads or _default_threads(is_small),
-                # Without flash attention llama.cpp's CPU kernels give a row the same numbers in
-                # every batch (for Q8_0 weights), and on small models they are faster besides.
-                flash_attention=False if is_small else None,
+                flash_attention=flash_attention,
+                unified=plan.layout == "unified",
+                kv_type=params.kv_type,
             )
 
         try:
@@ -117,6 +138,10 @@ def load(
             eos=vocabulary.text_of(vocabulary.eos),
             reasoning=markers.text if markers else None,
             path=path,
+            kv=plan.layout,
+            kv_type=params.kv_type,
+            cells=plan.cells,
+            kind=_kind(text),
             metadata={
                 key: value
                 for key, value in text.items()
@@ -128,8 +153,23 @@ def load(
         raise
     pieces = Pieces(vocabulary.size, vocabulary.piece)
     return LoadedModel(
-        model, context, info, pieces, markers, open_context, _widest_bridge(is_cpu, is_small)
+        model,
+        context,
+        info,
+        params,
+        pieces,
+        markers,
+        open_context,
+        _widest_bridge(is_cpu, is_small),
     )
+
+
+def _kind(metadata: dict[str, str]) -> Literal["generate", "embed"]:
+    """A model that says how to pool its states, or that looks ahead, is there to embed."""
+    architecture = metadata.get("general.architecture", "")
+    pools = metadata.get(f"{architecture}.pooling_type", "0") != "0"
+    is_causal = metadata.get(f"{architecture}.attention.causal", "true") == "true"
+    return "embed" if pools or not is_causal else "generate"
 
 
 def _default_threads(is_small: bool) -> int:

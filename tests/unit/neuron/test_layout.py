@@ -1,0 +1,91 @@
+"""How a KV cache is laid out, before anything is allocated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cortex_core.errors import InvalidRequest
+from cortex_core.wire.ipc import EngineParams
+from neuron.models.layout import KvPlan, allocated_cells, flash_attention_of, layout_of, plan_kv
+
+
+def layout(*, can_trim: bool = True, is_cpu: bool = True, **params: Any) -> str:
+    return layout_of(EngineParams(**params), can_trim=can_trim, is_cpu=is_cpu)
+
+
+def plan(context: int = 512, **params: Any) -> KvPlan:
+    return plan_kv(EngineParams(**params), context=context, can_trim=True, is_cpu=True)
+
+
+def test_many_sequences_on_a_cpu_have_parts_of_their_own() -> None:
+    assert layout(parallel=4) == "partitioned"
+
+
+def test_one_sequence_has_the_whole_pool() -> None:
+    assert layout(parallel=1) == "unified"
+
+
+def test_a_gpu_shares_one_pool() -> None:
+    assert layout(parallel=4, is_cpu=False) == "unified"
+
+
+def test_a_memory_that_cannot_be_trimmed_is_never_pooled_unasked() -> None:
+    assert layout(parallel=1, is_cpu=False, can_trim=False) == "partitioned"
+
+
+@pytest.mark.parametrize("kv", ["unified", "partitioned"])
+@pytest.mark.parametrize("is_cpu", [True, False])
+def test_the_layout_asked_for_is_taken(kv: str, is_cpu: bool) -> None:
+    assert layout(kv=kv, parallel=3, is_cpu=is_cpu, can_trim=False) == kv
+
+
+def test_the_cache_holds_every_sequence_at_its_longest_unless_told() -> None:
+    assert plan(parallel=3).cells == 3 * 512
+
+
+def test_a_pool_may_be_smaller_than_all_sequences_at_their_longest() -> None:
+    assert plan(parallel=3, kv="unified", cells=700).cells == 700
+
+
+def test_a_partitioned_cache_may_not_be_smaller() -> None:
+    with pytest.raises(InvalidRequest, match="1536") as caught:
+        plan(parallel=3, kv="partitioned", cells=700)
+    assert caught.value.param == "cells"
+
+
+def test_a_pool_must_hold_one_sequence() -> None:
+    with pytest.raises(InvalidRequest, match="300 cells cannot hold") as caught:
+        plan(parallel=1, kv="unified", cells=300)
+    assert caught.value.param == "cells"
+
+
+def test_a_quantised_cache_turns_flash_attention_on() -> None:
+    assert flash_attention_of(EngineParams(kv_type="q8_0"), default=False) is True
+
+
+def test_a_quantised_cache_without_flash_attention_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="q4_0") as caught:
+        flash_attention_of(EngineParams(kv_type="q4_0", flash_attention=False), default=None)
+    assert caught.value.param == "flash_attention"
+
+
+@pytest.mark.parametrize("default", [None, False])
+def test_flash_attention_unasked_is_the_models_default(default: bool | None) -> None:
+    assert flash_attention_of(EngineParams(), default=default) is default
+
+
+def test_flash_attention_is_as_asked() -> None:
+    assert flash_attention_of(EngineParams(flash_attention=True), default=False) is True
+    assert flash_attention_of(EngineParams(flash_attention=False), default=None) is False
+
+
+@pytest.mark.parametrize(
+    ("kv", "parallel", "cells", "allocated"),
+    [("unified", 3, 900, 1024), ("partitioned", 3, 900, 3 * 512), ("partitioned", 4, 2048, 2048)],
+)
+def test_cells_are_rounded_as_llama_cpp_does(
+    kv: Any, parallel: int, cells: int, allocated: int
+) -> None:
+    assert allocated_cells(KvPlan(kv, 300, parallel, cells)) == allocated
