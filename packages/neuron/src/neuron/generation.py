@@ -47,7 +47,7 @@ class ModelRegistry(Protocol):
     def info(self, model: str) -> ipc.ModelInfo: ...
 
     def open(self, ask: ipc.Generate) -> WorkerStream:
-        """Also raises RateLimitExceeded. `ask.request` is 0: the worker's stream table chooses it."""
+        """Also raises RateLimitExceeded. `ask.request` is 0: the stream table chooses it."""
         ...
 
 

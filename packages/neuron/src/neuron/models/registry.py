@@ -211,7 +211,8 @@ class Registry:
         return self._ready(model)[1]
 
     def open(self, ask: ipc.Generate) -> RequestStream:
-        """Start a generation; `ask.request` is chosen below. The stream must be closed (`async with`); it is in flight until then.
+        """Start a generation. The stream must be closed (`async with`); it is in flight until then.
+        `ask.request` is 0: the worker's stream table chooses it.
 
         Raises ModelNotFound, ModelLoading, NoCapacity, RateLimitExceeded or ShuttingDown.
         """
