@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import sys
 import time
-from typing import get_args
 
-from tools.make_gguf.shape import PRESETS, TYPES, Architecture, ModelShape, ShapeError
+from tools.make_gguf.presets import PRESETS
+from tools.make_gguf.shape import TYPES, ModelShape, ShapeError
 from tools.make_gguf.write import make_gguf
 
 _SIZES = ("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context")
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.make_gguf", description=__doc__)
     parser.add_argument("out", metavar="OUT.gguf")
     parser.add_argument("--preset", choices=PRESETS, help="start from these sizes")
-    parser.add_argument("--arch", choices=get_args(Architecture))
+    parser.add_argument("--arch", choices=ModelShape.ARCHITECTURES)
     for size in _SIZES:
         parser.add_argument(f"--{size.replace('_', '-')}", type=int, metavar="N")
     parser.add_argument(
@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = {size: options[size] for size in ("arch", "tied", *_SIZES) if options[size] is not None}
     started = time.monotonic()
     try:
+        sizes = {field.name for field in dataclasses.fields(base)}
+        for name in given.keys() - sizes:
+            raise ShapeError(f"{name}: a {base.arch} model has none")
         shape = dataclasses.replace(base, **given)
         out = make_gguf(
             options["out"],

@@ -1,13 +1,37 @@
-"""Sizes of a model, checked, and the ones worth a name. Knows nothing of files."""
+"""Sizes of a model, checked, and the metadata and tensors they mean. Knows nothing of files."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Protocol
 
-__all__ = ["PRESETS", "TYPES", "Architecture", "ModelShape", "ShapeError"]
+from tools.make_gguf.tensor import Tensor, normal, ones, signs
 
-Architecture = Literal["qwen3", "llama"]
+__all__ = [
+    "EMBEDDING_STD",
+    "MIN_VOCAB",
+    "NORM_EPS",
+    "TYPES",
+    "Metadata",
+    "ModelShape",
+    "Shape",
+    "ShapeError",
+    "attention",
+    "check_least",
+    "check_rows",
+    "ends",
+    "feed_forward",
+]
+
+Metadata = dict[str, int | float | list[int]]
+"""Keys without their architecture's prefix; integers are written as uint32, floats as float32."""
+
+NORM_EPS = 1e-6
+# Spread of the logits of a made-up model: wide enough that greedy decoding has a clear winner,
+# narrow enough that sampling at temperature 1 wanders.
+EMBEDDING_STD = 2.5
 
 TYPES: dict[str, int] = {
     "F32": 1,
@@ -31,18 +55,41 @@ TYPES: dict[str, int] = {
 """File types and the block their rows must divide into. Where a row does not, llama.cpp falls
 back to another type in silence and the file is no longer what its name says; so it is refused."""
 
-_MIN_VOCAB = 512  # bytes, special tokens, and some merges
+MIN_VOCAB = 512  # bytes, special tokens, and some merges
 
 
 class ShapeError(ValueError):
     """The sizes do not make a model; the message names the size."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """`head_dim` 0 = width / heads. `tied`: the output matrix is the embedding's."""
+class Shape(Protocol):
+    """What `make_gguf` needs of a model's sizes, whatever its architecture."""
 
-    arch: Architecture = "qwen3"
+    @property
+    def arch(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+
+    def check_type(self, file_type: str) -> None:
+        """Raise ShapeError if some matrix's rows do not divide into the type's blocks."""
+        ...
+
+    def metadata(self) -> Metadata:
+        """The architecture's keys, besides those of every model (context, width, vocabulary)."""
+        ...
+
+    def tensors(self) -> Iterator[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A transformer. `head_dim` 0 = width / heads. `tied`: the output matrix is the embedding's."""
+
+    arch: str = "qwen3"
     layers: int = 2
     width: int = 128
     heads: int = 4
@@ -53,19 +100,16 @@ class ModelShape:
     context: int = 4096
     tied: bool = True
 
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ("qwen3", "llama")
+
     def __post_init__(self) -> None:
-        if self.arch not in get_args(Architecture):
-            raise ShapeError(f"arch: {self.arch!r} is none of {', '.join(get_args(Architecture))}")
-        for name in ("layers", "width", "heads", "kv_heads", "ffn", "context"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ShapeError(f"{name}: must be at least 1, got {value}")
-        if self.vocab < _MIN_VOCAB:
-            raise ShapeError(f"vocab: must be at least {_MIN_VOCAB}, got {self.vocab}")
+        if self.arch not in self.ARCHITECTURES:
+            raise ShapeError(f"arch: {self.arch!r} is none of {', '.join(self.ARCHITECTURES)}")
+        check_least(self, 1, "layers", "width", "heads", "kv_heads", "ffn", "context")
+        check_least(self, MIN_VOCAB, "vocab")
+        check_least(self, 0, "head_dim")
         if self.heads % self.kv_heads:
             raise ShapeError(f"heads: {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.head_dim < 0:
-            raise ShapeError(f"head_dim: must be 0 or more, got {self.head_dim}")
         if not self.head_dim and self.width % self.heads:
             raise ShapeError(f"width: {self.width} is not a multiple of heads {self.heads}")
         if self.head_width % 2:
@@ -75,43 +119,81 @@ class ModelShape:
     def head_width(self) -> int:
         return self.head_dim or self.width // self.heads
 
+    @property
+    def has_head_norms(self) -> bool:
+        """Whether queries and keys are normalised head by head."""
+        return self.arch == "qwen3"
+
     def check_type(self, file_type: str) -> None:
-        """Raise ShapeError if some matrix's rows do not divide into the type's blocks."""
-        block = TYPES.get(file_type)
-        if block is None:
-            raise ShapeError(f"type: {file_type!r} is none of {', '.join(TYPES)}")
-        rows = {"width": self.width, "heads x head_dim": self.heads * self.head_width}
-        for name, row in (rows | {"ffn": self.ffn}).items():
-            if row % block:
-                raise ShapeError(
-                    f"{name}: {row} is not a multiple of {block}, as {file_type} needs"
-                )
+        queries = self.heads * self.head_width
+        rows = {"width": self.width, "heads x head_dim": queries, "ffn": self.ffn}
+        check_rows(rows, file_type)
+
+    def metadata(self) -> Metadata:
+        return {
+            "block_count": self.layers,
+            "feed_forward_length": self.ffn,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.kv_heads,
+            "attention.key_length": self.head_width,
+            "attention.value_length": self.head_width,
+            "rope.dimension_count": self.head_width,
+            "rope.freq_base": 1_000_000.0,
+            "attention.layer_norm_rms_epsilon": NORM_EPS,
+        }
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from ends(self.vocab, self.width, is_tied=self.tied)
+        for layer in range(self.layers):
+            yield from attention(self, layer)
+            yield from feed_forward(layer, self.width, self.ffn)
 
 
-PRESETS: dict[str, ModelShape] = {
-    # The published sizes of Qwen3-0.6B: a model people really run, for benchmarks.
-    "qwen3-0.6b": ModelShape(
-        layers=28,
-        width=1024,
-        heads=16,
-        kv_heads=8,
-        head_dim=128,
-        ffn=3072,
-        vocab=151_936,
-        context=40_960,
-    ),
-    # So little arithmetic that what is measured is everything around it.
-    "toy": ModelShape(layers=2, width=128, heads=4, kv_heads=2, ffn=256, vocab=2048, context=8192),
-    # As unlike the others as it can be: other architecture, tokens, markers and tool format.
-    "tiny-llama": ModelShape(
-        arch="llama",
-        layers=3,
-        width=96,
-        heads=6,
-        kv_heads=3,
-        ffn=192,
-        vocab=1500,
-        context=2048,
-        tied=False,
-    ),
-}
+def ends(vocab: int, width: int, *, is_tied: bool) -> Iterator[Tensor]:
+    """The embedding, the last norm and the output matrix."""
+    embedding = normal(EMBEDDING_STD / math.sqrt(width))
+    yield Tensor("token_embd.weight", (vocab, width), embedding)
+    yield Tensor("output_norm.weight", (width,), signs)
+    if not is_tied:
+        yield Tensor("output.weight", (vocab, width), embedding)
+
+
+def attention(shape: ModelShape, layer: int) -> Iterator[Tensor]:
+    """One layer's attention and the norm before it."""
+    blk, width = f"blk.{layer}", shape.width
+    queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    yield Tensor(f"{blk}.attn_norm.weight", (width,), ones)
+    yield Tensor(f"{blk}.attn_q.weight", (queries, width), normal(width**-0.5))
+    yield Tensor(f"{blk}.attn_k.weight", (keys, width), normal(width**-0.5))
+    yield Tensor(f"{blk}.attn_v.weight", (keys, width), normal(width**-0.5))
+    yield Tensor(f"{blk}.attn_output.weight", (width, queries), normal(queries**-0.5))
+    if shape.has_head_norms:
+        yield Tensor(f"{blk}.attn_q_norm.weight", (shape.head_width,), ones)
+        yield Tensor(f"{blk}.attn_k_norm.weight", (shape.head_width,), ones)
+
+
+def feed_forward(layer: int, width: int, ffn: int) -> Iterator[Tensor]:
+    """One layer's gated feed-forward network and the norm before it."""
+    blk = f"blk.{layer}"
+    yield Tensor(f"{blk}.ffn_norm.weight", (width,), ones)
+    yield Tensor(f"{blk}.ffn_gate.weight", (ffn, width), normal(width**-0.5))
+    yield Tensor(f"{blk}.ffn_up.weight", (ffn, width), normal(width**-0.5))
+    yield Tensor(f"{blk}.ffn_down.weight", (width, ffn), normal(ffn**-0.5))
+
+
+def check_least(sizes: object, least: int, *names: str) -> None:
+    """Raise ShapeError for the first of these sizes that is below `least`."""
+    for name in names:
+        value = getattr(sizes, name)
+        if value < least:
+            raise ShapeError(f"{name}: must be at least {least}, got {value}")
+
+
+def check_rows(rows: Mapping[str, int], file_type: str) -> None:
+    """`rows`: the length of the matrices' rows, by the size they come from. Raises ShapeError."""
+    block = TYPES.get(file_type)
+    if block is None:
+        raise ShapeError(f"type: {file_type!r} is none of {', '.join(TYPES)}")
+    for name, row in rows.items():
+        if row % block:
+            raise ShapeError(f"{name}: {row} is not a multiple of {block}, as {file_type} needs")

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from tools.make_gguf.shape import Architecture
-
 __all__ = ["Vocabulary", "make_vocabulary"]
 
 Kind = Literal["normal", "control", "user_defined"]
@@ -20,7 +18,8 @@ Kind = Literal["normal", "control", "user_defined"]
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """`tokens` in byte-level spelling, special ones in plain text; `merges` as "left right"."""
+    """`tokens` in byte-level spelling, special ones in plain text; `merges` as "left right".
+    `template`: the file beside this one that holds the chat template."""
 
     pre_type: str
     tokens: list[str]
@@ -29,6 +28,7 @@ class Vocabulary:
     bos: str
     eos: str
     adds_bos: bool
+    template: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,50 +38,52 @@ class _Dialect:
     bos: str
     eos: str
     adds_bos: bool
+    template: str
 
 
 # In Qwen's files thinking and tool markers are user-defined (printed even where control tokens are
 # hidden); in Mistral's they are control tokens. Both kinds are here so that code meets both.
-_DIALECTS: dict[Architecture, _Dialect] = {
-    "qwen3": _Dialect(
-        pre_type="qwen2",
-        special={
-            "<|endoftext|>": "control",
-            "<|im_start|>": "control",
-            "<|im_end|>": "control",
-            "<tool_call>": "user_defined",
-            "</tool_call>": "user_defined",
-            "<tool_response>": "user_defined",
-            "</tool_response>": "user_defined",
-            "<think>": "user_defined",
-            "</think>": "user_defined",
-        },
-        bos="<|endoftext|>",
-        eos="<|im_end|>",
-        adds_bos=False,
-    ),
-    "llama": _Dialect(
-        pre_type="tekken",
-        special={
-            "<s>": "control",
-            "</s>": "control",
-            "[INST]": "control",
-            "[/INST]": "control",
-            "[SYSTEM_PROMPT]": "control",
-            "[/SYSTEM_PROMPT]": "control",
-            "[AVAILABLE_TOOLS]": "control",
-            "[/AVAILABLE_TOOLS]": "control",
-            "[TOOL_CALLS]": "control",
-            "[TOOL_RESULTS]": "control",
-            "[/TOOL_RESULTS]": "control",
-            "[THINK]": "control",
-            "[/THINK]": "control",
-        },
-        bos="<s>",
-        eos="</s>",
-        adds_bos=True,
-    ),
-}
+_CHATML = _Dialect(
+    pre_type="qwen2",
+    special={
+        "<|endoftext|>": "control",
+        "<|im_start|>": "control",
+        "<|im_end|>": "control",
+        "<tool_call>": "user_defined",
+        "</tool_call>": "user_defined",
+        "<tool_response>": "user_defined",
+        "</tool_response>": "user_defined",
+        "<think>": "user_defined",
+        "</think>": "user_defined",
+    },
+    bos="<|endoftext|>",
+    eos="<|im_end|>",
+    adds_bos=False,
+    template="chatml.jinja",
+)
+_BRACKETS = _Dialect(
+    pre_type="tekken",
+    special={
+        "<s>": "control",
+        "</s>": "control",
+        "[INST]": "control",
+        "[/INST]": "control",
+        "[SYSTEM_PROMPT]": "control",
+        "[/SYSTEM_PROMPT]": "control",
+        "[AVAILABLE_TOOLS]": "control",
+        "[/AVAILABLE_TOOLS]": "control",
+        "[TOOL_CALLS]": "control",
+        "[TOOL_RESULTS]": "control",
+        "[/TOOL_RESULTS]": "control",
+        "[THINK]": "control",
+        "[/THINK]": "control",
+    },
+    bos="<s>",
+    eos="</s>",
+    adds_bos=True,
+    template="bracket.jinja",
+)
+_DIALECTS = {"llama": _BRACKETS}  # by architecture; every other one speaks ChatML
 
 # Letters in rough order of frequency, repeated by weight: made-up words then share pieces with
 # real ones, and English costs about a third of a token per letter, as with a trained tokenizer.
@@ -90,9 +92,9 @@ _CHARACTERS = "éèüöäñçß°€“”…–中国日本語你好世界東�
 _MAX_WORD = 10
 
 
-def make_vocabulary(arch: Architecture, size: int, seed: int) -> Vocabulary:
+def make_vocabulary(arch: str, size: int, seed: int) -> Vocabulary:
     """`size` distinct tokens, the same for the same arguments."""
-    dialect = _DIALECTS[arch]
+    dialect = _DIALECTS.get(arch, _CHATML)
     spelling = _byte_spelling()
     tokens = dict.fromkeys(spelling[byte] for byte in range(256))  # a dict is an ordered set
     merges: list[str] = []
@@ -138,6 +140,7 @@ def make_vocabulary(arch: Architecture, size: int, seed: int) -> Vocabulary:
         bos=dialect.bos,
         eos=dialect.eos,
         adds_bos=dialect.adds_bos,
+        template=dialect.template,
     )
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.worker.worker_process import WorkerProcess
-from tools.make_gguf.shape import PRESETS
-from tools.make_gguf.write import make_gguf
+from tools.make_gguf import PRESETS, make_gguf
 
 
 @pytest.fixture(scope="module")
