@@ -17,6 +17,7 @@ from neuron.chat.pieces import Piece
 from neuron.chat.reasoning import KeptReasoning, SplitReasoning
 from neuron.chat.template import ChatTemplate, Prompt, find_texts
 from neuron.chat.tool_calls import parser_for
+from neuron.precedence import NOBODY, Precedence
 
 __all__ = ["ChatService", "ChatStream", "ModelRegistry", "WorkerStream", "resolve_sampling"]
 
@@ -46,7 +47,7 @@ class ModelRegistry(Protocol):
 
     def info(self, model: str) -> ipc.ModelInfo: ...
 
-    def open(self, ask: ipc.Generate) -> WorkerStream:
+    def open(self, ask: ipc.Ask) -> WorkerStream:
         """Also raises RateLimitExceeded. `ask.request` is 0: the stream table chooses it."""
         ...
 
@@ -84,7 +85,13 @@ class ChatService:
         self._config = config
         self._templates: dict[str, tuple[ipc.ModelInfo, ChatTemplate]] = {}
 
-    async def open(self, request: ChatRequest, *, include_thinking: bool = False) -> ChatStream:
+    async def open(
+        self,
+        request: ChatRequest,
+        *,
+        include_thinking: bool = False,
+        precedence: Precedence = NOBODY,
+    ) -> ChatStream:
         """Render the prompt and send it to the model's worker. Raises ModelNotFound, Unavailable,
         RateLimitExceeded, TemplateRenderFailed or InvalidRequest. Enter the stream at once: the
         request is in flight from here on."""
@@ -104,6 +111,8 @@ class ChatService:
                 resolve_sampling(request, info.metadata),
                 request.token_limit,
                 request.stop_strings,
+                caller=precedence.caller,
+                priority=precedence.priority,
             )
         )
         return ChatStream(stream, answer)

@@ -106,7 +106,7 @@ class StreamTable:
         self._streams: dict[int, RequestStream] = {}
         self._next_request = 1
 
-    def open(self, ask: ipc.Generate) -> RequestStream:
+    def open(self, ask: ipc.Ask) -> RequestStream:
         """Send `ask` under a request id of its own. Raises RequestTooLarge."""
         request = self._next_request
         self._next_request += 1
@@ -114,7 +114,7 @@ class StreamTable:
         try:
             self._send(replace(ask, request=request))
         except ValueError as error:
-            raise RequestTooLarge(f"the rendered prompt is too large: {error}") from None
+            raise RequestTooLarge(f"the prompt is too large: {error}") from None
         self._streams[request] = stream
         self._on_change()
         return stream
@@ -122,7 +122,7 @@ class StreamTable:
     def dispatch(self, step: ipc.Step) -> None:
         """Hand a step's events to their streams; those of a cancelled request go nowhere."""
         streams = self._streams
-        for events in (step.started, step.deltas, step.finished, step.failed):
+        for events in (step.started, step.deltas, step.computed, step.finished, step.failed):
             for event in events:
                 stream = streams.get(event.request)
                 if stream is not None:

@@ -74,7 +74,7 @@ class Supervisor:
 
     # requests
 
-    def open(self, ask: ipc.Generate) -> RequestStream:
+    def open(self, ask: ipc.Ask) -> RequestStream:
         """Start a generation on a model that is ready; the caller has checked that it is. The
         request id is chosen here, whatever `ask` says."""
         return self._streams.open(ask)

@@ -17,11 +17,15 @@ from cortex_core.outcome import Usage
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "Ask",
     "CacheSource",
     "Cancel",
     "Channel",
     "Command",
+    "Computed",
     "Delta",
+    "Detokenize",
+    "Embed",
     "EngineParams",
     "Failed",
     "Finished",
@@ -34,18 +38,26 @@ __all__ = [
     "LoadProgress",
     "Loaded",
     "ModelInfo",
+    "ModelKind",
     "ModelLoad",
     "Priority",
     "Progress",
+    "Rank",
     "Reader",
     "Report",
+    "Result",
     "Sampling",
+    "Scores",
     "Shutdown",
     "SplitMode",
     "Started",
     "Step",
+    "Text",
+    "Tokenize",
+    "Tokens",
     "Unload",
     "Unloaded",
+    "Vectors",
     "encode",
 ]
 
@@ -56,6 +68,8 @@ KvLayout = Literal["unified", "partitioned"]
 KvType = Literal["f16", "q8_0", "q4_0"]
 SplitMode = Literal["none", "layer", "row"]
 Priority = Literal["interactive", "batch"]
+ModelKind = Literal["generate", "embed", "rank"]
+"""What a model's answers are: text, a vector for each text, or a score for each pair of texts."""
 
 
 class EngineParams(msgspec.Struct, frozen=True):
@@ -123,7 +137,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     kv: KvLayout = "partitioned"
     kv_type: KvType = "f16"
     cells: int = 0
-    kind: Literal["generate", "embed"] = "generate"
+    kind: ModelKind = "generate"
     weights_bytes: int = 0
     kv_bytes: int = 0
     compute_bytes: int = 0
@@ -152,7 +166,9 @@ class Generate(_Command, frozen=True):
     """`prompt` is text, whose special tokens are parsed, or token ids, taken as they are.
     `max_tokens` None = to the context's end. `stop` strings never reach the client, not even in
     part. `suffix`: fill in between the prompt and it, by the model's fill-in-the-middle tokens.
-    `caller`: requests of one caller wait for each other before they wait for another's."""
+    `caller`: requests of one caller wait for each other before they wait for another's.
+    `is_raw`: no token is a reasoning marker; all text is content, and stops are looked for in it
+    all."""
 
     request: int
     model: str
@@ -163,6 +179,51 @@ class Generate(_Command, frozen=True):
     suffix: str | None = None
     caller: str = ""
     priority: Priority = "interactive"
+    is_raw: bool = False
+
+
+class Embed(_Command, frozen=True):
+    """A vector for each input: text, or token ids, taken as they are. `dimensions`: the first so
+    many numbers of each, at length 1 again."""
+
+    request: int
+    model: str
+    inputs: list[str | list[int]]
+    dimensions: int | None = None
+
+
+class Rank(_Command, frozen=True):
+    """How well each document answers the query."""
+
+    request: int
+    model: str
+    query: str
+    documents: list[str]
+
+
+class Tokenize(_Command, frozen=True):
+    """`add_special`: with the tokens the model wants at a text's ends. `parse_special`: special
+    tokens written in the text are read as such."""
+
+    request: int
+    model: str
+    text: str
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class Detokenize(_Command, frozen=True):
+    """`ids` is packed as in Tokens."""
+
+    request: int
+    model: str
+    ids: bytes
+
+
+Ask = Generate | Embed | Rank | Tokenize | Detokenize
+"""What a client's request becomes. Each is answered by Steps, to the last of which belongs its
+Finished or Failed."""
 
 
 class Cancel(_Command, frozen=True):
@@ -176,7 +237,7 @@ class Shutdown(_Command, frozen=True):
     save_to: str = ""
 
 
-Command = Load | Unload | Generate | Cancel | Shutdown
+Command = Load | Unload | Ask | Cancel | Shutdown
 
 # worker → parent
 
@@ -242,6 +303,47 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     channel: Channel = "content"
 
 
+class _Result(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Numbers are packed little-endian: a million of them cost a reader one copy, not a million
+    objects while its event loop waits."""
+
+
+class Vectors(_Result, frozen=True):
+    """Answers Embed: rows of `width` float32 each, in the inputs' order, each of length 1."""
+
+    data: bytes
+    width: int
+
+
+class Scores(_Result, frozen=True):
+    """Answers Rank: from 0 to 1, in the documents' order."""
+
+    values: list[float]
+
+
+class Tokens(_Result, frozen=True):
+    """Answers Tokenize: `ids` are int32; `pieces` the bytes of each different id, if asked for."""
+
+    ids: bytes
+    pieces: dict[int, bytes] | None = None
+
+
+class Text(_Result, frozen=True):
+    """Answers Detokenize: bytes that may begin or end inside a character."""
+
+    data: bytes
+
+
+Result = Vectors | Scores | Tokens | Text
+
+
+class Computed(msgspec.Struct, frozen=True, array_like=True):
+    """The whole answer of a request that is not a generation."""
+
+    request: int
+    result: Result
+
+
 class Finished(msgspec.Struct, frozen=True, array_like=True):
     request: int
     reason: FinishReason
@@ -255,18 +357,20 @@ class Failed(msgspec.Struct, frozen=True, array_like=True):
     fault: Fault
 
 
-StepEvent = Started | Delta | Finished | Failed
+StepEvent = Started | Delta | Computed | Finished | Failed
 
 
 class Step(_Report, frozen=True):
     """What one engine step produced for all requests: per request, in this order, its Started,
-    its Deltas in text order, then its Finished or Failed (each in at most one of the two)."""
+    its Deltas in text order or its Computed, then its Finished or Failed (each in at most one of
+    the two)."""
 
     model: str
     started: list[Started] = []
     deltas: list[Delta] = []
     finished: list[Finished] = []
     failed: list[Failed] = []
+    computed: list[Computed] = []
 
 
 class ModelLoad(msgspec.Struct, frozen=True, array_like=True):

@@ -33,6 +33,7 @@ from cortex_core.fleet.discovery import DeviceState, ModelPhase, ModelState, Nod
 from cortex_core.wire import ipc
 from neuron import logs
 from neuron.models.gguf import GgufHeader, read_header
+from neuron.models.kind import check_kind
 from neuron.models.operations import OperationRecord, Operations
 from neuron.models.placing import Candidate, roomiest
 from neuron.models.resolve import Resolver
@@ -210,14 +211,16 @@ class Registry:
         """What the worker said of a model that is ready. Raises as `open`, bar the 429."""
         return self._ready(model)[1]
 
-    def open(self, ask: ipc.Generate) -> RequestStream:
-        """Start a generation. The stream must be closed (`async with`); it is in flight until then.
+    def open(self, ask: ipc.Ask) -> RequestStream:
+        """Start what is asked; it is in flight until the stream is closed (`async with`).
         `ask.request` is 0: the worker's stream table chooses it.
 
-        Raises ModelNotFound, ModelLoading, NoCapacity, RateLimitExceeded or ShuttingDown.
+        Raises ModelNotFound, ModelLoading, NoCapacity, RateLimitExceeded, ShuttingDown, or
+        InvalidRequest for a model of another kind.
         """
         model = ask.model
         supervisor, info = self._ready(model)
+        check_kind(ask, info.kind)
         running, waiting = supervisor.load_of(model)
         room = info.parallel + self._engine.max_waiting
         if running + waiting >= room:

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from msgspec.structs import replace
 
 from cortex_core.errors import Conflict, CortexError, NoCapacity, PreflightFailed
 from cortex_core.wire.ipc import EngineParams, ModelInfo
+from neuron.models.kind import kind_of
 from neuron.models.layout import flash_attention_of, plan_kv
 from neuron.worker import llama
 from neuron.worker.detokenize import Pieces
@@ -141,7 +141,7 @@ def load(
             kv=plan.layout,
             kv_type=params.kv_type,
             cells=plan.cells,
-            kind=_kind(text),
+            kind=kind_of(text),
             metadata={
                 key: value
                 for key, value in text.items()
@@ -162,14 +162,6 @@ def load(
         open_context,
         _widest_bridge(is_cpu, is_small),
     )
-
-
-def _kind(metadata: dict[str, str]) -> Literal["generate", "embed"]:
-    """A model that says how to pool its states, or that looks ahead, is there to embed."""
-    architecture = metadata.get("general.architecture", "")
-    pools = metadata.get(f"{architecture}.pooling_type", "0") != "0"
-    is_causal = metadata.get(f"{architecture}.attention.causal", "true") == "true"
-    return "embed" if pools or not is_causal else "generate"
 
 
 def _default_threads(is_small: bool) -> int:
