@@ -210,3 +210,35 @@ async def test_a_stream_whose_end_nobody_closes_is_complete_after_done(rig: Rig)
     rig.a.script = script
     reply = await rig.chat("only/a", stream=True)
     assert reply.body == b"".join(chunks_of("x"))
+
+
+async def test_priority_passes_and_the_caller_is_who_the_gateway_says(rig: Rig) -> None:
+    async def script(call: Call) -> None:
+        await call.answer(completion("ok"))
+
+    rig.a.script = rig.b.script = script
+    mine = {"X-Cortex-Priority": "batch", "X-Cortex-Caller": "boss", "Authorization": "Bearer k"}
+    await rig.chat(headers=mine)
+    (call,) = rig.a.calls + rig.b.calls
+    assert call.headers["x-cortex-priority"] == "batch"
+    assert call.headers["x-cortex-caller"].startswith("key-")
+    assert "authorization" not in call.headers
+    rig.a.calls.clear()
+    rig.b.calls.clear()
+    await rig.chat()
+    (call,) = rig.a.calls + rig.b.calls
+    assert call.headers["x-cortex-caller"] == "127.0.0.1"
+    assert "x-cortex-priority" not in call.headers
+
+
+@pytest.mark.parametrize(("status", "code"), [(429, "rate_limit_exceeded"), (503, "no_capacity")])
+async def test_a_full_queue_says_when_to_come_back(rig: Rig, status: int, code: str) -> None:
+    error = {"message": "full", "type": "x", "code": code, "param": None}
+
+    async def script(call: Call) -> None:
+        await call.answer({"error": error}, status, {"Retry-After": "7"})
+
+    rig.a.script = rig.b.script = script
+    reply = await rig.chat(stream=True)
+    assert (reply.status, reply.headers["retry-after"]) == (status, "7")
+    assert json.loads(reply.body)["error"]["code"] == code

@@ -65,7 +65,7 @@ class PlayedRegistry:
             raise ModelNotFound(f"model {model!r} is not loaded", param="model")
         return self.known
 
-    def open(self, ask: ipc.Generate) -> RequestStream:
+    def open(self, ask: ipc.Ask) -> RequestStream:
         stream = self._table.open(ask)
         self.opened.set()
         self._player = asyncio.create_task(self._play(stream.request))
@@ -80,7 +80,7 @@ class PlayedRegistry:
                 channel = msgspec.convert(event[0], ipc.Channel)
                 step.deltas.append(ipc.Delta(request, event[1], channel))
             elif event == "started":
-                step.started.append(ipc.Started(request, USAGE.prompt, USAGE.cached))
+                step.started.append(ipc.Started(request, USAGE.prompt, USAGE.cached, "cache"))
             else:
                 reason = msgspec.convert(event, ipc.FinishReason)
                 step.finished.append(ipc.Finished(request, reason, USAGE))

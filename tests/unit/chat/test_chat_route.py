@@ -20,6 +20,7 @@ from cortex_core.wire import ipc, sse
 from neuron.chat.chunks import ChunkEncoder
 from neuron.chat.pieces import CallArguments, CallStarted, Piece, Text, Thought
 from neuron.routes.chat import routes
+from neuron.routes.exchange import cache_header
 from tests.unit.chat.played import Exchanged, PlayedRegistry, Script, ask
 
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
@@ -99,7 +100,7 @@ async def test_a_whole_answer():
     assert got.json["usage"] == USAGE_JSON
     assert got.json["object"] == "chat.completion"
     assert got.headers["content-type"] == "application/json"
-    assert got.headers["x-cortex-cache"] == "reused=8 computed=4"
+    assert got.headers["x-cortex-cache"] == "reused=8 computed=4 source=cache"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ async def test_a_stream_write_by_write():
     got = await _run(HELLO, ask(stream=True))
     assert got.status == 200
     assert got.headers["content-type"].startswith("text/event-stream")
-    assert got.headers["x-cortex-cache"] == "reused=8 computed=4"
+    assert got.headers["x-cortex-cache"] == "reused=8 computed=4 source=cache"
     assert len(got.writes) == 4  # one per step
     assert got.deltas == [
         {"role": "assistant", "content": ""},
@@ -253,6 +254,37 @@ def test_a_chunk_that_was_filled_in_is_the_chunk_that_would_be_encoded(piece: Pi
 async def test_parameters_without_effect_are_listed():
     got = await _run(HELLO, ask(user="u", store=True, tool_choice="auto", stream_options={}))
     assert got.headers["x-cortex-ignored"] == "store, user, tool_choice, stream_options"
+
+
+@pytest.mark.parametrize(
+    ("started", "said"),
+    [
+        (ipc.Started(1, 9, 6, "live"), "reused=6 computed=3 source=live"),
+        (ipc.Started(1, 9, 6, "host", "unused"), "reused=6 computed=3 source=host"),
+        (ipc.Started(1, 9, 0, "none", "evicted"), "reused=0 computed=9 source=none miss=evicted"),
+        (
+            ipc.Started(1, 9, 0, "none", "too short, é\r\n"),
+            "reused=0 computed=9 source=none miss=too-short-",
+        ),
+    ],
+)
+def test_the_cache_header_says_where_the_prefix_came_from_or_why_there_was_none(
+    started: ipc.Started, said: str
+):
+    assert cache_header(started).decode() == said
+
+
+async def test_caller_and_priority_reach_the_worker():
+    registry = PlayedRegistry(HELLO)
+    headers = {"x-cortex-priority": "batch", "x-cortex-caller": "key-1"}
+    await Exchanged(registry, ask(), headers=headers).run()
+    assert (registry.generate.caller, registry.generate.priority) == ("key-1", "batch")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_priority_that_is_none_is_refused_by_name(stream: bool):
+    got = await _run(HELLO, ask(stream=stream), headers={"x-cortex-priority": "urgent"})
+    assert (got.status, got.json["error"]["param"]) == (400, "x-cortex-priority")
 
 
 # errors

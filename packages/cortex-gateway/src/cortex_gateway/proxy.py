@@ -23,6 +23,7 @@ from cortex_core.outcome import Outcome, OutcomeKind, Usage
 from cortex_core.wire import sse
 from cortex_gateway.admission import Admission
 from cortex_gateway.answer import NodeFault, Whole, judge, kind_of, passed_headers
+from cortex_gateway.caller import caller_of
 from cortex_gateway.edge import (
     Send,
     error_body,
@@ -50,7 +51,10 @@ LAST_WORDS_S = 5.0
 
 # The client's headers that a neuron acts on. Nothing else is passed: an Authorization is meant for
 # the gateway, and the rest is between the client and the gateway.
-FORWARDED = {b"x-include-thinking": "X-Include-Thinking"}
+FORWARDED = {
+    b"x-include-thinking": "X-Include-Thinking",
+    b"x-cortex-priority": "X-Cortex-Priority",
+}
 
 _log = logging.getLogger("cortex.proxy")
 
@@ -82,6 +86,7 @@ class _Exchange:
 
     __slots__ = (
         "_began",
+        "_client",
         "_code",
         "_first_byte_s",
         "_headers",
@@ -112,6 +117,7 @@ class _Exchange:
         self._proxy = proxy
         self._method: str = scope["method"]
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._client: str = scope["client"][0] if scope.get("client") else ""
         self._receive = receive
         self._send = send
         self._request_id = request_id_of(self._headers)
@@ -167,7 +173,11 @@ class _Exchange:
     async def _serve(self, body: bytes) -> None:
         proxy = self._proxy
         self._model, self._streamed = decode_head(body)
-        headers = {"Content-Type": "application/json", "X-Request-Id": self._request_id.decode()}
+        headers = {
+            "Content-Type": "application/json",
+            "X-Request-Id": self._request_id.decode(),
+            "X-Cortex-Caller": caller_of(self._headers, self._client),
+        }
         for name, value in self._headers:
             if name in FORWARDED:
                 headers[FORWARDED[name]] = value.decode("latin-1")

@@ -76,7 +76,11 @@ class ChatEndpoint:
 
     async def _open(self, exchange: Exchange, request: ChatRequest) -> ChatStream:
         given = exchange.headers.get("x-include-thinking", "").lower()
-        return await self._service.open(request, include_thinking=given in ("1", "true", "yes"))
+        return await self._service.open(
+            request,
+            include_thinking=given in ("1", "true", "yes"),
+            precedence=exchange.precedence,
+        )
 
     async def _stream(self, exchange: Exchange, request: ChatRequest) -> None:
         chunks = ChunkEncoder(_new_id(), int(time.time()), request.model)

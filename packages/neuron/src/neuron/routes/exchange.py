@@ -7,6 +7,7 @@ The edge outside takes care of request ids, tokens and body limits.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -20,11 +21,13 @@ from cortex_core.outcome import Outcome, OutcomeKind, Usage
 from cortex_core.wire import ipc, sse
 from neuron import logs
 from neuron.answers import error_answer
+from neuron.precedence import Precedence, precedence_of
 
-__all__ = ["ClientGone", "Exchange"]
+__all__ = ["ClientGone", "Exchange", "cache_header"]
 
 _log = logs.get(__name__)
 _encode = msgspec.json.Encoder().encode
+_NO_WORD = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class ClientGone(Exception):
@@ -57,6 +60,12 @@ class Exchange:
         self._first_text_s: float | None = None
         self._silence_s = 0.0
         self._alive_due = 0.0
+
+    @property
+    def precedence(self) -> Precedence:
+        """Whose request this is, and how urgent. Raises InvalidRequest that names a header."""
+        client = self._scope.get("client")
+        return precedence_of(self.headers, client[0] if client else "")
 
     async def read_body(self) -> bytes:
         """The whole request body. Raises ClientGone, and the edge's RequestTooLarge."""
@@ -172,8 +181,7 @@ class Exchange:
     async def _send_head(self, content_type: bytes, more: list[tuple[bytes, bytes]]) -> None:
         headers = [(b"content-type", content_type), *more]
         if self.started is not None:
-            reused, whole = self.started.cached, self.started.prompt
-            headers.append((b"x-cortex-cache", b"reused=%d computed=%d" % (reused, whole - reused)))
+            headers.append((b"x-cortex-cache", cache_header(self.started)))
         if self.ignored:
             headers.append((b"x-cortex-ignored", ", ".join(self.ignored).encode("ascii")))
         await self._emit({"type": "http.response.start", "status": 200, "headers": headers})
@@ -187,6 +195,16 @@ class Exchange:
     async def _disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+
+def cache_header(started: ipc.Started) -> bytes:
+    """What `x-cortex-cache` says: prompt tokens reused and computed, where the reused ones came
+    from, and when there were none, why."""
+    reused, computed = started.cached, started.prompt - started.cached
+    text = f"reused={reused} computed={computed} source={started.source}"
+    if started.source == "none" and started.miss:
+        text += f" miss={_NO_WORD.sub('-', started.miss)}"
+    return text.encode("ascii")
 
 
 def _kind(error: CortexError) -> OutcomeKind:

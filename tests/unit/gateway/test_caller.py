@@ -1,0 +1,28 @@
+"""One client is one caller, whatever it says of itself."""
+
+from __future__ import annotations
+
+from cortex_gateway.caller import caller_of
+
+KEY = (b"authorization", b"Bearer sk-secret")
+
+
+def test_a_credential_makes_the_caller_wherever_it_comes_from():
+    assert caller_of([KEY], "10.0.0.1") == caller_of([(b"host", b"x"), KEY], "10.0.0.2")
+    assert caller_of([(b"x-api-key", b"sk-1")], "a") != caller_of([(b"x-api-key", b"sk-2")], "a")
+
+
+def test_the_credential_cannot_be_read_off_the_caller():
+    caller = caller_of([KEY], "10.0.0.1")
+    assert caller.startswith("key-")
+    assert len(caller) == 20
+    assert "secret" not in caller
+
+
+def test_without_a_credential_it_is_the_address():
+    assert caller_of([(b"authorization", b"")], "10.0.0.1") == "10.0.0.1"
+    assert caller_of([], "") == "unknown"
+
+
+def test_what_a_client_calls_itself_counts_for_nothing():
+    assert caller_of([(b"x-cortex-caller", b"boss")], "10.0.0.1") == "10.0.0.1"
