@@ -102,7 +102,8 @@ def _unseen_requests() -> list[tuple[str, Call]]:
     for path in HELD_OUT["paths"][:25]:
         requests.append((f"Read the file {path}", ("read_file", {"path": path})))
     for path in HELD_OUT["paths"][-25:]:
-        requests.append((f"List the files in {path}", ("list_dir", {"path": path})))
+        folder = path.rpartition(".")[0]  # a folder is not called notes.txt
+        requests.append((f"List the files in {folder}", ("list_dir", {"path": folder})))
     for a, b in HELD_OUT["number_pairs"][:25]:
         requests.append((f"Add {a} and {b}.", ("add", {"a": a, "b": b})))
     assert len({request for request, _ in requests}) == 100

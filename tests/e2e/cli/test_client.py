@@ -204,6 +204,7 @@ def _take_terminal(slave: int) -> None:
     import fcntl
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job inherits it ignored
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
 

@@ -6,6 +6,7 @@ Only here can a step be made to fail: llama_decode's code is replaced for one ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,9 @@ class ProcessEndedError(BaseException):
 class Bench:
     """An engine and what it emitted."""
 
-    def __init__(self, **params: int) -> None:
+    def __init__(self, **params: Any) -> None:
         llama.start()
-        settings = {"parallel": 4, "context": 512} | params
+        settings: dict[str, Any] = {"parallel": 4, "context": 512} | params
         loaded = load(TINY, EngineParams(**settings), device="cpu", on_progress=lambda _: True)
         loaded.widest_bridge = 2  # tiny models have none by themselves
         self.steps: list[Step] = []

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import neuron
 from cortex_core.errors import Fault
@@ -183,12 +183,12 @@ class WorkerProcess:
         self._last_id += 1
         return self._last_id
 
-    def load(self, name: str = "tiny", path: str = TINY, **params: int) -> Loaded:
+    def load(self, name: str = "tiny", path: str = TINY, **params: Any) -> Loaded:
         reply = self.try_load(name, path, **params)
         assert isinstance(reply, Loaded), reply
         return reply
 
-    def try_load(self, name: str, path: str, **params: int) -> Loaded | LoadFailed:
+    def try_load(self, name: str, path: str, **params: Any) -> Loaded | LoadFailed:
         op = self.new_op()
         self.send(Load(op, name, path, EngineParams(**params)))
         reply = self.wait_for((Loaded, LoadFailed), lambda r: r.op == op)  # pyright: ignore
