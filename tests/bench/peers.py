@@ -17,7 +17,7 @@ from pathlib import Path
 from tools.build_flags import sound_flags
 from tools.make_gguf import PRESETS, make_gguf
 
-__all__ = ["CACHE", "llama_server", "model"]
+__all__ = ["CACHE", "llama_server", "model", "model_pair"]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cortex-bench"
 
@@ -30,6 +30,7 @@ _CMAKE_FLAGS = [
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
 ]
+_PAIR = ((1, "one"), (2, "other"))
 
 
 def llama_server() -> Path:
@@ -57,10 +58,20 @@ def llama_server() -> Path:
 
 def model(preset: str, kind: str) -> Path:
     """A random-weight GGUF of a preset shape and quantisation, made on first use."""
-    path = CACHE / "models" / f"{preset}-{kind}.gguf"
+    return _made(CACHE / "models" / f"{preset}-{kind}.gguf", preset, kind, seed=0)
+
+
+def model_pair(preset: str, kind: str) -> tuple[Path, Path]:
+    """Two such models of different weights, alone in a folder."""
+    folder = CACHE / f"pair-{preset}-{kind}"
+    one, other = (_made(folder / f"{name}.gguf", preset, kind, seed) for seed, name in _PAIR)
+    return one, other
+
+
+def _made(path: Path, preset: str, kind: str, seed: int) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        make_gguf(path, PRESETS[preset], file_type=kind)
+        make_gguf(path, PRESETS[preset], file_type=kind, seed=seed)
     return path
 
 

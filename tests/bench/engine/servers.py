@@ -1,10 +1,9 @@
-"""The two servers under test behind one face: start, stream N answers at once, stop."""
+"""The servers under test behind one face: start, what a request looks like, stop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -14,61 +13,165 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol
 
 import aiohttp
 
-__all__ = ["LlamaServer", "Neuron", "Stream", "resident_bytes", "run_streams"]
+from tests.bench.engine.prompts import Conversation, chatml
+
+__all__ = [
+    "Counts",
+    "Layout",
+    "LlamaServer",
+    "Neuron",
+    "Router",
+    "Server",
+    "ServerFailed",
+    "Setup",
+    "resident_bytes",
+]
 
 START_TIMEOUT_S = 120
 
+Layout = Literal["unified", "partitioned"]
 
-@dataclass
-class Stream:
-    """One answer as its client saw it. Times in seconds since the run began."""
 
-    first_s: float
-    end_s: float
+class ServerFailed(Exception):
+    """A server under test did not start, or did not answer as asked; its log is in the notes."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How both sides run a model. `context` is tokens per sequence; `cells` is the whole KV cache,
+    0 = a context for each sequence. `layout` None = each server's own choice."""
+
+    model: Path
+    parallel: int
+    context: int
+    threads: int
+    cells: int = 0
+    layout: Layout | None = None
+
+
+class Counts(NamedTuple):
     prompt_tokens: int
+    cached_tokens: int
     tokens: int
 
 
-class Neuron:
+class Server(Protocol):
+    name: str
+    url: str
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all its processes, as of now."""
+        ...
+
+    def running(self) -> contextlib.AbstractAsyncContextManager[Any]: ...
+
+    def request(
+        self, conversation: Conversation, tokens: int, sampling: dict[str, Any], model: Path | None
+    ) -> tuple[str, dict[str, Any]]:
+        """Path and body of a streaming request for exactly so many tokens. `model` None = the one
+        it was started with."""
+        ...
+
+    def has_text(self, event: dict[str, Any]) -> bool: ...
+    def counts(self, event: dict[str, Any]) -> Counts | None:
+        """Of a stream's last event that knows them."""
+        ...
+
+    async def is_idle(self) -> bool:
+        """Whether no request is running or waiting."""
+        ...
+
+
+class _Process:
+    """A server that is one process and whatever it starts."""
+
+    name: str
+    url: str
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        return _family(self._process.pid) if self._process else []
+
+    @contextlib.asynccontextmanager
+    async def _running(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        is_ready: Callable[[], Awaitable[bool]],
+    ) -> AsyncIterator[None]:
+        with _started(command, environment) as self._process:
+            try:
+                await _until(is_ready, self._process)
+                yield
+            finally:
+                self._process = None
+
+    async def _get(self, path: str) -> Any:
+        """The body, or None where the answer is no 200."""
+        async with aiohttp.ClientSession() as session, session.get(self.url + path) as answer:
+            return await answer.json() if answer.status == 200 else None
+
+
+class Neuron(_Process):
     """Ours, as an operator runs it: parent process, worker process, HTTP."""
 
     name = "neuron"
 
-    def __init__(self, model: Path, parallel: int, context: int, threads: int) -> None:
-        self.model = model
+    def __init__(self, setup: Setup, **engine: object) -> None:
+        """`engine`: more keys of neuron.toml's [engine]."""
+        self.setup = setup
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._command = [
             sys.executable, "-m", "neuron", "--listen", f"127.0.0.1:{port}",
-            "--cpu-workers", "1", "--model", str(model), "--log-level", "warning",
+            "--cpu-workers", "1", "--model", str(setup.model), "--log-level", "warning",
         ]  # fmt: skip
-        self._environment = {
-            "NEURON_ENGINE__PARALLEL": str(parallel),
-            "NEURON_ENGINE__CONTEXT": str(context),
-            "NEURON_ENGINE__THREADS": str(threads),
-        }
-        self.pids: list[int] = []
+        keys = {
+            "parallel": setup.parallel,
+            "context": setup.context,
+            "threads": setup.threads,
+            "step_timeout_s": 3600,  # the benchmark stops whole servers for minutes
+        } | engine
+        if setup.cells:
+            keys["cells"] = setup.cells
+        if setup.layout:
+            keys["kv"] = setup.layout
+        self._environment = {f"NEURON_ENGINE__{k.upper()}": str(v) for k, v in keys.items()}
+        self._environment["NEURON_MODELS__LOCAL"] = f'["{setup.model.parent}"]'
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Neuron]:
-        with _process(self._command, self._environment) as process:
-            await _until(self._is_ready, process)
-            self.pids = [process.pid, *_children(process.pid)]
+        async with self._running(self._command, self._environment, self._is_ready):
             yield self
 
     async def _is_ready(self) -> bool:
-        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/models") as answer:
-            models = (await answer.json())["models"]
-            return bool(models) and all(model["phase"] == "ready" for model in models)
+        models = (await self._get("/models"))["models"]
+        return bool(models) and all(model["phase"] == "ready" for model in models)
 
-    def request(self, prompt: str, tokens: int, sampling: dict[str, Any]) -> tuple[str, dict]:
+    async def is_idle(self) -> bool:
+        models = (await self._get("/models"))["models"]
+        return not any(model.get("running") or model.get("waiting") for model in models)
+
+    async def post(self, path: str, **body: object) -> None:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(self.url + path, json=body) as answer,
+        ):
+            if answer.status != 200:
+                raise ServerFailed(f"{self.name}: {path}: {answer.status} {await answer.text()}")
+
+    def request(
+        self, conversation: Conversation, tokens: int, sampling: dict[str, Any], model: Path | None
+    ) -> tuple[str, dict[str, Any]]:
         return "/v1/chat/completions", {
-            "model": str(self.model),
-            "messages": [{"role": "user", "content": prompt}],
+            "model": str(model or self.setup.model),
+            "messages": conversation,
             "stream": True,
             "stream_options": {"include_usage": True},
             "max_tokens": tokens,
@@ -76,107 +179,108 @@ class Neuron:
             **sampling,
         }
 
-    def counts(self, event: dict[str, Any]) -> tuple[int, int] | None:
+    def has_text(self, event: dict[str, Any]) -> bool:
+        return any(
+            choice["delta"].get("content") or choice["delta"].get("reasoning_content")
+            for choice in event.get("choices") or ()
+        )
+
+    def counts(self, event: dict[str, Any]) -> Counts | None:
         usage = event.get("usage")
-        return (usage["prompt_tokens"], usage["completion_tokens"]) if usage else None
+        if not usage:
+            return None
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        return Counts(usage["prompt_tokens"], cached, usage["completion_tokens"])
 
 
-class LlamaServer:
+class LlamaServer(_Process):
     """The peer, through its cheapest endpoint: no chat parsing on its side."""
 
-    name = "llama-server"
-
-    def __init__(
-        self, binary: Path, model: Path, parallel: int, context: int, threads: int
-    ) -> None:
+    def __init__(self, binary: Path, setup: Setup) -> None:
+        self.setup = setup
+        self.name = "llama-server" + (f" {setup.layout}" if setup.layout else "")
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._command = [
-            str(binary), "-m", str(model), "--host", "127.0.0.1", "--port", str(port),
-            "-np", str(parallel), "-c", str(context * parallel), "-t", str(threads),
-            "-tb", str(threads), "--log-disable",
+            str(binary), "--host", "127.0.0.1", "--port", str(port), "--log-disable",
+            "-np", str(setup.parallel), "-c", str(setup.cells or setup.context * setup.parallel),
+            "-t", str(setup.threads), "-tb", str(setup.threads), *self._what(),
         ]  # fmt: skip
-        self.pids: list[int] = []
+        if setup.layout:
+            is_unified = setup.layout == "unified"
+            self._command.append("--kv-unified" if is_unified else "--no-kv-unified")
+
+    def _what(self) -> list[str]:
+        return ["-m", str(self.setup.model)]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[LlamaServer]:
-        with _process(self._command, {}) as process:
-            await _until(self._is_ready, process)
-            self.pids = [process.pid]
+        async with self._running(self._command, {}, self._is_ready):
             yield self
 
     async def _is_ready(self) -> bool:
-        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/health") as answer:
-            return answer.status == 200
+        return await self._get("/health") is not None
 
-    def request(self, prompt: str, tokens: int, sampling: dict[str, Any]) -> tuple[str, dict]:
+    async def is_idle(self) -> bool:
+        return not any(slot["is_processing"] for slot in await self._get("/slots"))
+
+    def request(
+        self, conversation: Conversation, tokens: int, sampling: dict[str, Any], model: Path | None
+    ) -> tuple[str, dict[str, Any]]:
         return "/completion", {
-            "prompt": f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
+            "prompt": chatml(conversation),
             "stream": True,
             "n_predict": tokens,
             "ignore_eos": True,
             **sampling,
         }
 
-    def counts(self, event: dict[str, Any]) -> tuple[int, int] | None:
+    def has_text(self, event: dict[str, Any]) -> bool:
+        return bool(event.get("content"))
+
+    def counts(self, event: dict[str, Any]) -> Counts | None:
         if not event.get("stop"):
             return None
-        return event["tokens_evaluated"], event["tokens_predicted"]
+        cached = event["timings"]["cache_n"]
+        return Counts(event["tokens_evaluated"], cached, event["tokens_predicted"])
 
 
-async def run_streams(
-    server: Neuron | LlamaServer, prompts: list[str], tokens: int, sampling: dict[str, Any]
-) -> list[Stream]:
-    """Send every prompt at once and read all answers to their end."""
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        begin = time.perf_counter()
+class Router(LlamaServer):
+    """The peer serving a folder of models, one at a time: a process for each, started and stopped
+    as requests name them."""
 
-        async def one(prompt: str) -> Stream:
-            path, body = server.request(prompt, tokens, sampling)
-            async with session.post(server.url + path, json=body) as answer:
-                if answer.status != 200:
-                    raise SystemExit(f"{server.name}: {answer.status} {await answer.text()}")
-                first, tail = 0.0, b""
-                async for chunk in answer.content.iter_any():
-                    first = first or time.perf_counter() - begin
-                    tail = (tail + chunk)[-4096:]
-            end = time.perf_counter() - begin
-            prompt_tokens, completion = _last_counts(server, tail)
-            return Stream(first, end, prompt_tokens, completion)
+    def __init__(self, binary: Path, setup: Setup) -> None:
+        super().__init__(binary, setup)
+        self.name = "llama-server router"
 
-        return await asyncio.gather(*(one(prompt) for prompt in prompts))
+    def _what(self) -> list[str]:
+        return ["--models-dir", str(self.setup.model.parent), "--models-max", "1"]
+
+    def request(
+        self, conversation: Conversation, tokens: int, sampling: dict[str, Any], model: Path | None
+    ) -> tuple[str, dict[str, Any]]:
+        path, body = super().request(conversation, tokens, sampling, model)
+        return path, body | {"model": (model or self.setup.model).stem}
 
 
-def _last_counts(server: Neuron | LlamaServer, tail: bytes) -> tuple[int, int]:
-    for line in reversed(tail.split(b"\n")):
-        if line.startswith(b"data: {"):
-            try:
-                counts = server.counts(json.loads(line[6:]))
-            except ValueError:
-                continue
-            if counts:
-                return counts
-    raise SystemExit(f"{server.name}: the stream ended without its usage: {tail[-300:]!r}")
-
-
-def resident_bytes(pids: list[int]) -> int:
-    """Resident memory of the processes together."""
-    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+def resident_bytes(server: Server) -> int:
+    """Resident memory of its processes together; pages they share count for each."""
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.pids)
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager
-def _process(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             yield process
-        except SystemExit as failure:
+        except ServerFailed as failure:
             log.seek(0)
-            raise SystemExit(f"{failure}\n{log.read()[-3000:].decode(errors='replace')}") from None
+            failure.add_note(log.read()[-3000:].decode(errors="replace"))
+            raise
         finally:
             process.terminate()
             try:
@@ -191,17 +295,24 @@ async def _until(is_ready: Callable[[], Awaitable[bool]], process: subprocess.Po
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"{process.args} exited with {process.returncode}")
+            raise ServerFailed(f"{process.args} exited with {process.returncode}")
         with contextlib.suppress(aiohttp.ClientError, OSError):
             if await is_ready():
                 return
         await asyncio.sleep(0.1)
-    raise SystemExit(f"{process.args} was not ready within {START_TIMEOUT_S} s")
+    raise ServerFailed(f"{process.args} was not ready within {START_TIMEOUT_S} s")
 
 
-def _children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
+def _family(pid: int) -> list[int]:
+    """The process and its descendants, parents first."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [
+            int(child) for task in tasks for child in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []  # it has ended
+    return [pid, *(member for child in children for member in _family(child))]
 
 
 def _free_port() -> int:
