@@ -154,7 +154,7 @@ async def test_running_and_waiting_are_counted_per_model(wire: Wire):
 
 async def test_cancelling_a_model_tells_the_worker_and_the_readers(wire: Wire):
     async with wire.open() as mine, wire.open(model="other") as other:
-        wire.table.cancel("m", GONE)
+        wire.table.cancel(GONE, "m")
         assert wire.sent[-1] == ipc.Cancel(mine.request)
         with pytest.raises(UpstreamFailed):
             await mine.read()

@@ -19,7 +19,8 @@ from cortex_core.wire import ipc
 from neuron import supervisor
 from neuron.pulse import Pulse
 from neuron.supervisor import Supervisor
-from neuron.worker_policy import Limits, LoadSpec
+from neuron.worker_events import LoadSpec
+from neuron.worker_policy import Limits
 from tests.unit.neuron import scripted_worker
 
 SCRIPT = str(Path(scripted_worker.__file__))

@@ -6,23 +6,28 @@ import pytest
 
 from cortex_core.errors import Fault
 from cortex_core.wire import ipc
-from neuron.worker_policy import (
+from neuron.worker_events import (
     Advanced,
     Begun,
+    Blame,
     ConcludeLoad,
+    ConcludeRestart,
     ConcludeUnload,
     EndRequests,
     Exited,
     Greeted,
+    Instruction,
     Kill,
-    Limits,
     LoadSpec,
     LoadWanted,
+    Quiesced,
     Refused,
     Reported,
     RestartAfter,
     RestartDue,
+    RestartWanted,
     SendLoad,
+    SendShutdown,
     SendUnload,
     Spawn,
     Spawned,
@@ -31,8 +36,8 @@ from neuron.worker_policy import (
     Ticked,
     Unloaded,
     UnloadWanted,
-    WorkerPolicy,
 )
+from neuron.worker_policy import Limits, WorkerPolicy
 
 LIMITS = Limits(step_timeout_s=10, hello_timeout_s=60)
 INFO = ipc.ModelInfo("test", 512, 512, 2, 100, 1000, 10, 20, 0.1)
@@ -102,7 +107,7 @@ def test_a_refused_load_leaves_a_failed_model_and_the_queue_moving(worker: Worke
 def test_a_crash_ends_requests_and_brings_every_model_back(worker: WorkerPolicy):
     load(worker, "a")
     load(worker, "b")
-    ended, restart = worker.handle(Exited(5, KILLED, ("GGML_ASSERT", "abort")))
+    ended, restart = worker.handle(Exited(5, KILLED, "sigkill", ("GGML_ASSERT", "abort")))
     assert isinstance(ended, EndRequests)
     cause = "the worker of cpu (pid 100) was killed by SIGKILL; its last words: GGML_ASSERT | abort"
     assert ended.fault == Fault("upstream_failed", cause)
@@ -122,12 +127,12 @@ def test_the_back_off_doubles_and_the_fourth_crash_in_the_window_is_the_last(wor
     load(worker, "a")
     delays = []
     for at in (10, 20, 30):
-        delays.append(worker.handle(Exited(at, KILLED))[-1])
+        delays.append(worker.handle(Exited(at, KILLED, "sigkill"))[-1])
         come_back(worker, at + 1, 100 + at)
         worker.handle(Succeeded("a", INFO))
     assert delays == [RestartAfter(0.2), RestartAfter(0.4), RestartAfter(0.8)]
     worker.handle(LoadWanted(spec("late")))
-    out = worker.handle(Exited(40, KILLED, ("why",)))
+    out = worker.handle(Exited(40, KILLED, "sigkill", ("why",)))
     assert [type(i) for i in out] == [EndRequests, ConcludeLoad]
     assert worker.phase == "failed"
     assert worker.cause is not None
@@ -140,7 +145,7 @@ def test_the_back_off_doubles_and_the_fourth_crash_in_the_window_is_the_last(wor
 def test_old_crashes_are_forgotten(worker: WorkerPolicy):
     for n in range(8):
         at = 300.0 * (n + 1)
-        out = worker.handle(Exited(at, KILLED))
+        out = worker.handle(Exited(at, KILLED, "sigkill"))
         assert isinstance(out[-1], RestartAfter)
         come_back(worker, at + 1, n)
     assert worker.restarts == 8
@@ -151,7 +156,7 @@ def test_the_back_off_has_a_ceiling():
     policy.handle(Begun(0))
     delays = []
     for n in range(12):
-        out = policy.handle(Exited(n, "could not be started: no memory"))
+        out = policy.handle(Exited(n, "could not be started: no memory", "unstartable"))
         assert isinstance(out[-1], RestartAfter)
         delays.append(out[-1].delay_s)
         policy.handle(RestartDue(n))
@@ -163,16 +168,16 @@ def test_a_process_that_cannot_even_be_started_counts_as_a_crash():
     policy = WorkerPolicy("cpu", LIMITS)
     policy.handle(Begun(0))
     for at in (1, 2, 3):
-        policy.handle(Exited(at, "could not be started: ENOMEM"))
+        policy.handle(Exited(at, "could not be started: ENOMEM", "unstartable"))
         policy.handle(RestartDue(at))
-    policy.handle(Exited(4, "could not be started: ENOMEM"))
+    policy.handle(Exited(4, "could not be started: ENOMEM", "unstartable"))
     assert policy.phase == "failed"
 
 
 def test_a_load_that_kills_the_worker_fails_and_is_not_tried_again(worker: WorkerPolicy):
     load(worker, "good")
     worker.handle(LoadWanted(spec("bad")))
-    out = worker.handle(Exited(5, "exited with code 9"))
+    out = worker.handle(Exited(5, "exited with code 9", "exit_9"))
     assert [type(i) for i in out] == [EndRequests, ConcludeLoad, RestartAfter]
     assert come_back(worker, 6, 101) == [SendLoad(spec("good"))]
     assert worker.handle(Succeeded("good", INFO)) == []
@@ -182,7 +187,7 @@ def test_a_load_that_kills_the_worker_fails_and_is_not_tried_again(worker: Worke
 def test_a_load_that_only_waited_survives_the_crash(worker: WorkerPolicy):
     worker.handle(LoadWanted(spec("first")))
     worker.handle(LoadWanted(spec("second")))
-    worker.handle(Exited(5, KILLED))
+    worker.handle(Exited(5, KILLED, "sigkill"))
     assert come_back(worker, 6, 101) == [SendLoad(spec("second"))]
 
 
@@ -191,13 +196,13 @@ def test_a_model_whose_reload_keeps_killing_the_worker_is_dropped_for_the_others
 ):
     load(worker, "bad")
     load(worker, "good")
-    worker.handle(Exited(5, KILLED))
+    worker.handle(Exited(5, KILLED, "sigkill"))
     assert come_back(worker, 6, 101) == [SendLoad(spec("bad"))]
-    worker.handle(Exited(7, "exited with code 9"))
+    worker.handle(Exited(7, "exited with code 9", "exit_9"))
     # Once could be chance, but the others go first now.
     assert come_back(worker, 8, 102) == [SendLoad(spec("good"))]
     assert worker.handle(Succeeded("good", INFO)) == [SendLoad(spec("bad"))]
-    worker.handle(Exited(9, "exited with code 9"))
+    worker.handle(Exited(9, "exited with code 9", "exit_9"))
     assert worker.models["bad"].phase == "failed"
     assert come_back(worker, 10, 103) == [SendLoad(spec("good"))]
 
@@ -205,21 +210,45 @@ def test_a_model_whose_reload_keeps_killing_the_worker_is_dropped_for_the_others
 def test_a_step_that_runs_too_long_is_a_hung_worker(worker: WorkerPolicy):
     load(worker, "a")
     assert worker.handle(Reported(5, load_report("a", 10))) == []
-    kill, ended = worker.handle(Reported(6, load_report("a", 10.5)))
+    kill, blame, ended = worker.handle(
+        Reported(6, load_report("a", 10.5), ("stuck in", "a kernel"))
+    )
     assert kill == Kill()
+    assert isinstance(blame, Blame)
+    assert blame.model == "a"
     assert isinstance(ended, EndRequests)
     assert "hung: a step of 'a' has run 10.5 s (step_timeout_s = 10)" in ended.fault.message
     assert "pid 100" in ended.fault.message
+    assert ended.fault.message.endswith("its last words: stuck in | a kernel")
     assert worker.models["a"].phase == "recovering"
 
 
 def test_silence_is_a_hung_worker(worker: WorkerPolicy):
     worker.handle(Reported(5, load_report("a", 0)))
-    for at in range(6, 16):
+    for at in range(6, 15):
         assert worker.handle(Ticked(at)) == []
-    assert worker.handle(Ticked(15.5))[0] == Kill()
-    assert worker.cause is not None
-    assert "no sign of life for 10.5 s" in worker.cause
+    kill, ended = worker.handle(Ticked(14.5, ("last",)))
+    assert kill == Kill()
+    assert isinstance(ended, EndRequests)
+    assert "no sign of life for 9.5 s" in ended.fault.message
+    assert ended.fault.message.endswith("last")
+
+
+@pytest.mark.parametrize("step_timeout_s", [0.5, 2, 8, 10, 120])
+def test_a_stopped_worker_is_found_within_the_step_timeout_though_it_was_idle(
+    step_timeout_s: float,
+):
+    """Whenever it was stopped, and however the ticks fall between its reports."""
+    limits = Limits(step_timeout_s=step_timeout_s)
+    assert limits.silence_s >= 3 * limits.report_every_s
+    policy = WorkerPolicy("cpu", limits)
+    for event in (Begun(0), Spawned(0, 100), Greeted(0)):
+        policy.handle(event)
+    policy.handle(Reported(1, ipc.Progress(1, [])))  # its last, and it is stopped at once
+    at = 1 - limits.tick_s / 3
+    while not policy.handle(Ticked(at)):
+        at += limits.tick_s
+    assert at <= 1 + step_timeout_s
 
 
 def test_time_we_were_not_running_ourselves_is_no_silence(worker: WorkerPolicy):
@@ -235,7 +264,7 @@ def test_a_hung_worker_is_restarted_only_when_it_is_dead(worker: WorkerPolicy):
     assert worker.handle(Reported(7, load_report("a", 12))) == []
     assert worker.handle(Ticked(8)) == []
     assert worker.handle(Greeted(8)) == []
-    assert worker.handle(Exited(9, KILLED, ("last",))) == [RestartAfter(0.2)]
+    assert worker.handle(Exited(9, KILLED, "sigkill", ("last",))) == [RestartAfter(0.2)]
     assert worker.cause is not None
     assert "hung" in worker.cause
     assert worker.cause.endswith("last")
@@ -265,21 +294,21 @@ def test_an_unload_of_a_ready_model_goes_through_the_worker(worker: WorkerPolicy
 def test_an_unload_during_a_crash_is_done(worker: WorkerPolicy):
     load(worker, "a")
     worker.handle(UnloadWanted("a"))
-    out = worker.handle(Exited(5, KILLED))
+    out = worker.handle(Exited(5, KILLED, "sigkill"))
     assert ConcludeUnload("a") in out
     assert come_back(worker, 6, 101) == []
 
 
 def test_an_unload_of_a_recovering_model_means_it_is_not_loaded_again(worker: WorkerPolicy):
     load(worker, "a")
-    worker.handle(Exited(5, KILLED))
+    worker.handle(Exited(5, KILLED, "sigkill"))
     assert worker.handle(UnloadWanted("a")) == [ConcludeUnload("a")]
     assert come_back(worker, 6, 101) == []
 
 
 def test_an_unload_during_a_reload_follows_it(worker: WorkerPolicy):
     load(worker, "a")
-    worker.handle(Exited(5, KILLED))
+    worker.handle(Exited(5, KILLED, "sigkill"))
     come_back(worker, 6, 101)
     assert worker.handle(UnloadWanted("a")) == []
     assert worker.handle(Succeeded("a", INFO)) == [SendUnload("a")]
@@ -293,7 +322,7 @@ def test_an_unload_of_what_is_not_there_is_done_at_once(worker: WorkerPolicy):
 def test_a_failed_device_takes_no_load():
     policy = WorkerPolicy("cpu", Limits(crashes_to_fail=1))
     policy.handle(Begun(0))
-    policy.handle(Exited(1, "exited with code 3", ("boom",)))
+    policy.handle(Exited(1, "exited with code 3", "exit_3", ("boom",)))
     (concluded,) = policy.handle(LoadWanted(spec("a")))
     assert isinstance(concluded, ConcludeLoad)
     assert concluded.fault is not None
@@ -308,6 +337,159 @@ def test_a_stop_ends_requests_and_operations_and_nothing_is_restarted(worker: Wo
     worker.handle(LoadWanted(spec("b")))
     out = worker.handle(StopWanted())
     assert [type(i) for i in out] == [EndRequests, ConcludeUnload, ConcludeLoad]
-    assert worker.handle(Exited(9, "exited with code 0")) == []
+    assert worker.handle(Exited(9, "exited with code 0", "exit_0")) == []
     assert worker.handle(RestartDue(10)) == []
     assert worker.phase == "stopped"
+
+
+# who is to blame
+
+
+@pytest.mark.parametrize(
+    ("kind", "blames"),
+    [
+        ("sigsegv", True),
+        ("sigabrt", True),
+        ("exit_70", True),
+        ("garbage", True),
+        ("sigkill", False),
+        ("sigterm", False),
+        ("exit_0", False),
+        ("unstartable", False),
+    ],
+)
+def test_only_what_a_process_brings_on_itself_blames_what_it_computed(
+    worker: WorkerPolicy, kind: str, blames: bool
+):
+    load(worker, "a")
+    out = worker.handle(Exited(5, "ended", kind))
+    assert [type(i) for i in out[:-1]] == ([Blame] if blames else []) + [EndRequests]
+    assert worker.ends == {kind: 1}
+
+
+def test_a_load_in_progress_is_blamed_before_any_prompt(worker: WorkerPolicy):
+    load(worker, "a")
+    worker.handle(LoadWanted(spec("b")))
+    out = worker.handle(Exited(5, "was killed by SIGSEGV", "sigsegv"))
+    assert [type(i) for i in out] == [EndRequests, ConcludeLoad, RestartAfter]
+
+
+def test_a_silent_worker_was_stopped_and_blames_nobody(worker: WorkerPolicy):
+    load(worker, "a")
+    worker.handle(Reported(5, load_report("a", 0)))
+    for at in range(6, 15):
+        worker.handle(Ticked(at))
+    assert [type(i) for i in worker.handle(Ticked(14.5))] == [Kill, EndRequests]
+    assert worker.ends == {"hung_silent": 1}
+
+
+# a planned restart
+
+
+def quiesced(worker: WorkerPolicy) -> None:
+    assert worker.handle(RestartWanted()) == []
+    assert worker.handle(Quiesced(10)) == [SendShutdown()]
+
+
+def test_a_planned_restart_hands_over_and_reloads_and_is_no_crash(worker: WorkerPolicy):
+    load(worker, "a")
+    load(worker, "b")
+    assert worker.handle(RestartWanted()) == []
+    assert {m.phase for m in worker.models.values()} == {"recovering"}
+    assert worker.phase == "ready"
+    assert worker.handle(Quiesced(10)) == [SendShutdown()]
+    assert worker.handle(Exited(11, "exited with code 0", "exit_0")) == [Spawn(restores=True)]
+    worker.handle(Spawned(11, 101))
+    assert worker.handle(Greeted(12)) == [SendLoad(spec("a"))]
+    assert worker.handle(Succeeded("a", INFO)) == [SendLoad(spec("b"))]
+    assert worker.handle(Succeeded("b", INFO)) == [ConcludeRestart()]
+    assert {m.phase for m in worker.models.values()} == {"ready"}
+    assert (worker.pid, worker.restarts, worker.cause) == (101, 1, None)
+    assert worker.ends == {"planned": 1}
+    # A crash afterwards is the first one.
+    assert worker.handle(Exited(20, KILLED, "sigkill"))[-1] == RestartAfter(0.2)
+
+
+def test_a_restart_of_a_worker_without_models_is_over_when_it_greets(worker: WorkerPolicy):
+    quiesced(worker)
+    assert worker.handle(Exited(11, "exited with code 0", "exit_0")) == [Spawn(restores=True)]
+    assert worker.handle(Greeted(12)) == [ConcludeRestart()]
+
+
+def test_a_worker_that_did_not_end_well_hands_nothing_over(worker: WorkerPolicy):
+    quiesced(worker)
+    assert worker.handle(Exited(11, "was killed by SIGSEGV", "sigsegv")) == [Spawn()]
+    assert worker.handle(Greeted(12)) == [ConcludeRestart()]
+
+
+def test_a_worker_that_takes_too_long_to_leave_is_killed_once(worker: WorkerPolicy):
+    quiesced(worker)
+    for at in range(11, 71, 4):
+        assert worker.handle(Ticked(at)) == []
+    assert worker.handle(Ticked(70.5)) == [Kill()]
+    assert worker.handle(Ticked(71)) == []
+    assert worker.handle(Exited(72, KILLED, "sigkill")) == [Spawn()]
+    assert worker.handle(Greeted(73)) == [ConcludeRestart()]
+
+
+def test_a_crash_while_a_restart_drains_is_a_crash_and_ends_the_restart(worker: WorkerPolicy):
+    load(worker, "a")
+    worker.handle(RestartWanted())
+    out = worker.handle(Exited(5, KILLED, "sigkill"))
+    assert [type(i) for i in out] == [EndRequests, ConcludeRestart, RestartAfter]
+    assert come_back(worker, 6, 101) == [SendLoad(spec("a"))]
+    assert worker.handle(Succeeded("a", INFO)) == []
+
+
+def test_a_new_worker_that_dies_ends_the_restart_with_its_cause(worker: WorkerPolicy):
+    load(worker, "a")
+    quiesced(worker)
+    worker.handle(Exited(11, "exited with code 0", "exit_0"))
+    out: list[Instruction] = worker.handle(Exited(12, "exited with code 3", "exit_3", ("why",)))
+    (concluded,) = [i for i in out if isinstance(i, ConcludeRestart)]
+    assert concluded.fault is not None
+    assert concluded.fault.message.endswith("why")
+    assert come_back(worker, 13, 102) == [SendLoad(spec("a"))]
+
+
+def test_a_load_in_progress_is_finished_before_the_worker_leaves(worker: WorkerPolicy):
+    worker.handle(LoadWanted(spec("a")))
+    worker.handle(RestartWanted())
+    assert worker.handle(LoadWanted(spec("late"))) == []
+    assert worker.handle(Quiesced(5)) == []
+    assert not worker.is_settled
+    assert worker.handle(Succeeded("a", INFO)) == [ConcludeLoad("a")]
+    assert worker.models["a"].phase == "recovering"
+    assert worker.handle(Quiesced(6)) == [SendShutdown()]
+    worker.handle(Exited(7, "exited with code 0", "exit_0"))
+    assert worker.handle(Greeted(8)) == [SendLoad(spec("late"))]
+
+
+def test_a_model_unloaded_while_the_worker_leaves_does_not_come_back(worker: WorkerPolicy):
+    load(worker, "a")
+    quiesced(worker)
+    assert worker.handle(UnloadWanted("a")) == [ConcludeUnload("a")]
+    worker.handle(Exited(11, "exited with code 0", "exit_0"))
+    assert worker.handle(Greeted(12)) == [ConcludeRestart()]
+
+
+def test_only_a_worker_that_is_ready_is_restarted(worker: WorkerPolicy):
+    worker.handle(RestartWanted())
+    (again,) = worker.handle(RestartWanted())
+    assert isinstance(again, ConcludeRestart)
+    assert again.fault is not None
+    assert (again.fault.code, "planned" in again.fault.message) == ("conflict", True)
+    fresh = WorkerPolicy("cpu", Limits(crashes_to_fail=1))
+    fresh.handle(Begun(0))
+    fresh.handle(Exited(1, "exited with code 3", "exit_3", ("boom",)))
+    (refused,) = fresh.handle(RestartWanted())
+    assert isinstance(refused, ConcludeRestart)
+    assert refused.fault is not None
+    assert "is failed" in refused.fault.message
+    assert "boom" in refused.fault.message
+
+
+def test_a_stop_ends_a_restart_too(worker: WorkerPolicy):
+    quiesced(worker)
+    assert [type(i) for i in worker.handle(StopWanted())] == [EndRequests, ConcludeRestart]
+    assert worker.handle(Exited(11, "exited with code 0", "exit_0")) == []

@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from cortex_core.errors import Fault
 from cortex_core.wire import ipc
-from neuron import worker_policy as p
+from neuron import worker_events as p
+from neuron.worker_policy import Limits, WorkerPolicy
 
 INFO = ipc.ModelInfo("test", 512, 512, 2, 100, 1000, 10, 20, 0.1)
 NAMES = st.sampled_from("abc")
@@ -20,7 +21,7 @@ class Device(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.policy = p.WorkerPolicy("cpu", p.Limits(step_timeout_s=10, crashes_to_fail=6))
+        self.policy = WorkerPolicy("cpu", Limits(step_timeout_s=10, crashes_to_fail=6))
         self.now = 0.0
         self.process: str | None = None  # None, "starting", "up", "killed"
         self.restart_due = False
@@ -28,6 +29,8 @@ class Device(RuleBasedStateMachine):
         self.leaving: set[str] = set()  # unloads sent
         self.wanted_loads: set[str] = set()
         self.wanted_unloads: set[str] = set()
+        self.is_restart_wanted = False
+        self.is_told_to_end = False
         self.feed(p.Begun(0))
 
     def feed(self, event: p.Event) -> None:
@@ -45,12 +48,22 @@ class Device(RuleBasedStateMachine):
                     assert self.process is None
                     assert 0 < delay_s <= 30
                     self.restart_due = True
+                case p.SendShutdown():
+                    assert self.process == "up"
+                    assert self.answering is None
+                    assert not self.leaving
+                    self.is_told_to_end = True
+                case p.ConcludeRestart():
+                    assert self.is_restart_wanted
+                    self.is_restart_wanted = False
                 case p.SendLoad(spec):
                     assert self.process == "up"
+                    assert not self.is_told_to_end
                     assert self.answering is None
                     self.answering = spec.model
                 case p.SendUnload(model):
                     assert self.process == "up"
+                    assert not self.is_told_to_end
                     assert model not in self.leaving
                     self.leaving.add(model)
                 case p.ConcludeLoad(model):
@@ -100,7 +113,25 @@ class Device(RuleBasedStateMachine):
     def exit(self) -> None:
         self.process = self.answering = None
         self.leaving.clear()
-        self.feed(p.Exited(self.now, "was killed by SIGKILL"))
+        self.is_told_to_end = False
+        self.feed(p.Exited(self.now, "was killed by SIGKILL", "sigkill"))
+
+    @precondition(lambda self: not self.is_restart_wanted)
+    @rule()
+    def want_restart(self) -> None:
+        self.is_restart_wanted = True
+        self.feed(p.RestartWanted())
+
+    @precondition(lambda self: self.is_restart_wanted and self.policy.is_settled)
+    @rule()
+    def quiesce(self) -> None:
+        self.feed(p.Quiesced(self.now))
+
+    @precondition(lambda self: self.is_told_to_end and self.process == "up")
+    @rule()
+    def obey(self) -> None:
+        self.process, self.is_told_to_end = None, False
+        self.feed(p.Exited(self.now, "exited with code 0", "exit_0"))
 
     @precondition(lambda self: self.process == "up")
     @rule(step_s=st.sampled_from([0.0, 11.0]))
@@ -124,7 +155,7 @@ class Device(RuleBasedStateMachine):
             assert self.policy.models[name].phase == "loading"
         for name in self.wanted_unloads:
             assert name in self.leaving or name == self.answering
-        if self.policy.phase == "ready":
+        if self.policy.phase == "ready" and not self.is_restart_wanted:
             waits = [m for m in self.policy.models.values() if m.phase in ("loading", "recovering")]
             assert not waits or self.answering is not None
 
@@ -136,10 +167,12 @@ class Device(RuleBasedStateMachine):
             assert self.process is None
             assert not self.restart_due
             assert not self.wanted_loads | self.wanted_unloads
+            assert not self.is_restart_wanted
 
     def teardown(self) -> None:
         self.feed(p.StopWanted())
         assert not self.wanted_loads | self.wanted_unloads
+        assert not self.is_restart_wanted
 
 
 TestDevice = Device.TestCase

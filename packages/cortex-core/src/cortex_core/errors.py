@@ -18,6 +18,7 @@ translated once, at the edge. The tree (HTTP status, code)::
     │   ├── RequestTooLarge              413 request_too_large
     │   ├── PreflightFailed              422 a preflight kind, e.g. gguf_corrupt
     │   ├── TemplateRenderFailed         422 template_render_failed
+    │   ├── PoisonPrompt                 422 poison_prompt
     │   ├── RateLimitExceeded            429 rate_limit_exceeded
     │   └── InsufficientQuota            429 insufficient_quota
     ├── UpstreamFailed                   502 upstream_failed
@@ -53,6 +54,7 @@ __all__ = [
     "NoCapacity",
     "NodeUnavailable",
     "NotFound",
+    "PoisonPrompt",
     "PreflightFailed",
     "RateLimitExceeded",
     "RequestError",
@@ -187,6 +189,13 @@ class TemplateRenderFailed(RequestError):
     code = "template_render_failed"
 
 
+class PoisonPrompt(RequestError):
+    """The prompt was in flight each time its worker crashed; it gets no third try."""
+
+    status = 422
+    code = "poison_prompt"
+
+
 class RateLimitExceeded(RequestError):
     status = 429
     code = "rate_limit_exceeded"
@@ -253,6 +262,7 @@ _BY_CODE: dict[str, type[CortexError]] = {
         Conflict,
         RequestTooLarge,
         TemplateRenderFailed,
+        PoisonPrompt,
         RateLimitExceeded,
         InsufficientQuota,
         UpstreamFailed,

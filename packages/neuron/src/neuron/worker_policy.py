@@ -1,8 +1,9 @@
 """One device's worker as values: events in, instructions out. Pure; every time is passed in.
 
 It decides when a worker starts, when it is hung, when it may be started again, when the device is
-given up, and which models a new worker must load. It never touches a process: `supervisor` carries
-out what it says. The worker's phases, and what moves them::
+given up, which models a new worker must load, and whether what it computed is to blame for its end.
+It never touches a process: `supervisor` carries out what it says. The worker's phases, and what
+moves them::
 
     starting ──Greeted──► ready ──Exited, hung──► restarting ──RestartDue, Greeted──► ready
                                        │
@@ -10,46 +11,65 @@ out what it says. The worker's phases, and what moves them::
 
 A model's phases on this device: loading → ready → unloading; recovering while its worker is being
 replaced; failed. (That a ready model drains is the registry's affair: it is about requests.)
+
+A planned restart is no crash. Its models are recovering from the moment it is wanted, so that
+nothing new begins; what runs ends by itself (Quiesced), the worker saves what it has cached and
+ends (SendShutdown, Exited), and a new one takes over (Spawn)::
+
+    RestartWanted ──► draining ──Quiesced──► leaving ──Exited──► returning ──all loaded──► over
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
 
 import msgspec
 
 from cortex_core.errors import Fault
 from cortex_core.fleet.discovery import ModelPhase, WorkerPhase
 from cortex_core.wire import ipc
+from neuron.worker_events import (
+    Advanced,
+    Begun,
+    Blame,
+    ConcludeLoad,
+    ConcludeRestart,
+    ConcludeUnload,
+    EndRequests,
+    Event,
+    Exited,
+    Greeted,
+    Instruction,
+    Kill,
+    LoadSpec,
+    LoadWanted,
+    Quiesced,
+    Refused,
+    Reported,
+    RestartAfter,
+    RestartDue,
+    RestartWanted,
+    SendLoad,
+    SendShutdown,
+    SendUnload,
+    Spawn,
+    Spawned,
+    StopWanted,
+    Succeeded,
+    Ticked,
+    Unloaded,
+    UnloadWanted,
+)
 
-__all__ = [
-    "Advanced",
-    "Begun",
-    "ConcludeLoad",
-    "ConcludeUnload",
-    "EndRequests",
-    "Event",
-    "Exited",
-    "Greeted",
-    "Instruction",
-    "Kill",
-    "Limits",
-    "LoadSpec",
-    "LoadWanted",
-    "LoadedModel",
-    "Refused",
-    "Reported",
-    "RestartAfter",
-    "RestartDue",
-    "SendLoad",
-    "SendUnload",
-    "Spawn",
-    "Spawned",
-    "StopWanted",
-    "Succeeded",
-    "Ticked",
-    "UnloadWanted",
-    "Unloaded",
-    "WorkerPolicy",
-]
+__all__ = ["Limits", "LoadedModel", "WorkerPolicy"]
+
+# What a process brings upon itself, besides ending with a code of its own. Any other signal comes
+# from outside: SIGKILL from an operator or the out-of-memory killer, SIGTERM from a service
+# manager.
+_OWN_FAULTS = frozenset(
+    {"sigsegv", "sigabrt", "sigbus", "sigfpe", "sigill", "sigtrap", "sigsys", "garbage"}
+)
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -62,147 +82,24 @@ class Limits(msgspec.Struct, frozen=True):
     crashes_to_fail: int = 4
     crash_window_s: float = 600.0
     deaths_to_drop: int = 2  # a model in whose reload the worker died this often stays failed
+    leave_timeout_s: float = 60.0  # to save the cached sequences in a planned restart
 
+    @property
+    def tick_s(self) -> float:
+        """How often a Ticked is due."""
+        return min(1.0, self.step_timeout_s / 8)
 
-class LoadSpec(msgspec.Struct, frozen=True):
-    model: str
-    path: str
-    params: ipc.EngineParams
+    @property
+    def report_every_s(self) -> float:
+        """How often a worker is to report: so often that a hung one has missed several reports."""
+        return min(1.0, self.step_timeout_s / 8)
 
-
-# events
-
-
-class Begun(msgspec.Struct, frozen=True):
-    at: float
-
-
-class Spawned(msgspec.Struct, frozen=True):
-    at: float
-    pid: int
-
-
-class Greeted(msgspec.Struct, frozen=True):
-    at: float
-
-
-class Exited(msgspec.Struct, frozen=True):
-    """`how`: "was killed by SIGKILL", "exited with code 1", "could not be started: …"."""
-
-    at: float
-    how: str
-    stderr: tuple[str, ...] = ()
-
-
-class RestartDue(msgspec.Struct, frozen=True):
-    at: float
-
-
-class Reported(msgspec.Struct, frozen=True):
-    at: float
-    progress: ipc.Progress
-
-
-class Ticked(msgspec.Struct, frozen=True):
-    at: float
-
-
-class LoadWanted(msgspec.Struct, frozen=True):
-    spec: LoadSpec
-
-
-class Advanced(msgspec.Struct, frozen=True):
-    model: str
-    fraction: float
-
-
-class Succeeded(msgspec.Struct, frozen=True):
-    model: str
-    info: ipc.ModelInfo
-
-
-class Refused(msgspec.Struct, frozen=True):
-    model: str
-    fault: Fault
-
-
-class UnloadWanted(msgspec.Struct, frozen=True):
-    model: str
-
-
-class Unloaded(msgspec.Struct, frozen=True):
-    model: str
-
-
-class StopWanted(msgspec.Struct, frozen=True):
-    pass
-
-
-Event = (
-    Begun
-    | Spawned
-    | Greeted
-    | Exited
-    | RestartDue
-    | Reported
-    | Ticked
-    | LoadWanted
-    | Advanced
-    | Succeeded
-    | Refused
-    | UnloadWanted
-    | Unloaded
-    | StopWanted
-)
-
-# instructions
-
-
-class Spawn(msgspec.Struct, frozen=True):
-    pass
-
-
-class Kill(msgspec.Struct, frozen=True):
-    """End the process now and hear nothing more from it but its exit."""
-
-
-class RestartAfter(msgspec.Struct, frozen=True):
-    delay_s: float
-
-
-class SendLoad(msgspec.Struct, frozen=True):
-    spec: LoadSpec
-
-
-class SendUnload(msgspec.Struct, frozen=True):
-    model: str
-
-
-class EndRequests(msgspec.Struct, frozen=True):
-    fault: Fault
-
-
-class ConcludeLoad(msgspec.Struct, frozen=True):
-    """A wanted load has ended. `fault` None = ready."""
-
-    model: str
-    fault: Fault | None = None
-
-
-class ConcludeUnload(msgspec.Struct, frozen=True):
-    model: str
-
-
-Instruction = (
-    Spawn
-    | Kill
-    | RestartAfter
-    | SendLoad
-    | SendUnload
-    | EndRequests
-    | ConcludeLoad
-    | ConcludeUnload
-)
+    @property
+    def silence_s(self) -> float:
+        """A worker silent for longer is stopped or hung, whether or not it has work: its reports
+        come from a thread that waits for nothing. One tick short of the step timeout, so that it
+        is found within it."""
+        return self.step_timeout_s - self.tick_s
 
 
 class LoadedModel:
@@ -233,6 +130,10 @@ class WorkerPolicy:
         self._loading: str | None = None  # one load at a time: a crash then has one suspect
         self._crashes: list[float] = []
         self._verdict: str | None = None  # why we killed the process that has yet to exit
+        self._restart: Literal["draining", "leaving", "returning"] | None = None  # a planned one
+        self._left_at = 0.0  # when it was told to save and end
+        self.ends: Counter[str] = Counter()
+        """How often a process of this device has ended, by why: a word from a short list."""
         self._alive_at = 0.0  # last sign of life, or the spawn
         self._ticked_at: float | None = None
 
@@ -240,6 +141,11 @@ class WorkerPolicy:
         """What is to be done now, in order."""
         name = "_on_" + type(event).__name__.lower()
         return getattr(self, name)(event)
+
+    @property
+    def is_settled(self) -> bool:
+        """No load or unload is in progress in the worker."""
+        return self._loading is None and all(m.phase != "unloading" for m in self.models.values())
 
     # the process
 
@@ -272,7 +178,8 @@ class WorkerPolicy:
         for model in event.progress.models:
             if model.step_s > limit_s and self._verdict is None:
                 why = f"hung: a step of {model.model!r} has run {model.step_s:.1f} s"
-                return self._condemn(event.at, f"{why} (step_timeout_s = {limit_s:g})")
+                verdict = f"{why} (step_timeout_s = {limit_s:g})"
+                return self._condemn(event, "hung_step", verdict, suspect=model.model)
         return []
 
     def _on_ticked(self, event: Ticked) -> list[Instruction]:
@@ -283,24 +190,34 @@ class WorkerPolicy:
             self._alive_at = event.at
         if self._verdict is not None or self.pid is None:
             return []
+        limits = self._limits
+        if self._restart == "leaving":
+            if event.at - self._left_at <= limits.leave_timeout_s:
+                return []
+            self._verdict = "too slow to leave"
+            return [Kill()]
         silent_s = event.at - self._alive_at
-        if self.phase == "ready" and silent_s > self._limits.step_timeout_s:
-            limit = f"step_timeout_s = {self._limits.step_timeout_s:g}"
-            return self._condemn(event.at, f"hung: no sign of life for {silent_s:.1f} s ({limit})")
-        if self.phase in ("starting", "restarting") and silent_s > self._limits.hello_timeout_s:
-            return self._condemn(event.at, f"did not come up within {silent_s:.0f} s")
+        if self.phase == "ready" and silent_s > limits.silence_s:
+            limit = f"step_timeout_s = {limits.step_timeout_s:g}"
+            verdict = f"hung: no sign of life for {silent_s:.1f} s ({limit})"
+            return self._condemn(event, "hung_silent", verdict)
+        if self.phase in ("starting", "restarting") and silent_s > limits.hello_timeout_s:
+            return self._condemn(event, "no_hello", f"did not come up within {silent_s:.0f} s")
         return []
 
     def _on_exited(self, event: Exited) -> list[Instruction]:
-        was_condemned, self._verdict = self._verdict is not None, None
+        verdict, self._verdict = self._verdict, None
         pid, self.pid = self.pid, None
         if self.phase == "stopped":
             return []
+        if self._restart == "leaving":
+            return self._return(event)
         out: list[Instruction] = []
-        if not was_condemned:
-            out += self._lose(event.at, self._tell(event.how, pid, event.stderr))
+        if verdict is None:
+            cause = self._tell(event.how, pid, event.stderr)
+            out += self._lose(event.at, event.kind, cause, blames=_is_own_fault(event.kind))
         elif event.stderr:
-            self.cause = f"{self.cause}{_tail(event.stderr)}"
+            self.cause = f"{verdict}{_tail(event.stderr)}"
         self._crashes = [t for t in self._crashes if event.at - t < self._limits.crash_window_s]
         count = len(self._crashes)
         if count >= self._limits.crashes_to_fail:
@@ -308,19 +225,38 @@ class WorkerPolicy:
         delay_s = self._limits.backoff_first_s * 2 ** max(count - 1, 0)
         return [*out, RestartAfter(min(delay_s, self._limits.backoff_most_s))]
 
-    def _condemn(self, at: float, verdict: str) -> list[Instruction]:
+    def _condemn(
+        self, event: Reported | Ticked, kind: str, why: str, suspect: str | None = None
+    ) -> list[Instruction]:
         """Kill a worker that lives but does not work. Its requests end now: a process stuck in the
-        driver may take forever to die."""
+        driver may take forever to die. Only a step that never ends is the fault of what it
+        computes; a silent process was stopped, or its host was."""
         pid, self.pid = self.pid, None
-        self._verdict = verdict
-        return [Kill(), *self._lose(at, self._tell(verdict, pid, ()))]
+        self._verdict = self._tell(why, pid, ())
+        cause = self._tell(why, pid, event.stderr)
+        blames = suspect is not None
+        return [Kill(), *self._lose(event.at, kind, cause, blames=blames, suspect=suspect)]
 
-    def _lose(self, at: float, cause: str) -> list[Instruction]:
+    def _lose(
+        self, at: float, kind: str, cause: str, *, blames: bool, suspect: str | None = None
+    ) -> list[Instruction]:
         self.phase = "restarting"
         self.cause = cause
+        self.ends[kind] += 1
         self._crashes.append(at)
         fault = Fault("upstream_failed", cause)
-        out: list[Instruction] = [EndRequests(fault)]
+        out: list[Instruction] = []
+        # Where a model was being loaded, that is what most likely failed.
+        if blames and (self._loading is None or suspect is not None):
+            out.append(Blame(cause, suspect))
+        out.append(EndRequests(fault))
+        if self._restart is not None:
+            self._restart = None
+            out.append(ConcludeRestart(fault))
+        return out + self._lose_models(fault)
+
+    def _lose_models(self, fault: Fault) -> list[Instruction]:
+        out: list[Instruction] = []
         suspect, self._loading = self._loading, None
         for name, model in list(self.models.items()):
             if model.phase == "unloading" or (model.leaves and name == suspect):
@@ -339,7 +275,7 @@ class WorkerPolicy:
                     self._recover(name, model, fault)
         return out
 
-    def _recover(self, name: str, model: LoadedModel, fault: Fault) -> None:
+    def _recover(self, name: str, model: LoadedModel, fault: Fault | None) -> None:
         model.phase, model.fault, model.progress = "recovering", fault, None
         self._queue.append(name)
 
@@ -369,6 +305,9 @@ class WorkerPolicy:
         self.phase = "stopped"
         fault = Fault("shutting_down", "the neuron is shutting down")
         out: list[Instruction] = [EndRequests(fault)]
+        if self._restart is not None:
+            self._restart = None
+            out.append(ConcludeRestart(fault))
         for name, model in self.models.items():
             if model.phase == "loading":
                 out.append(ConcludeLoad(name, fault))
@@ -377,6 +316,43 @@ class WorkerPolicy:
         self.models.clear()
         self._queue.clear()
         return out
+
+    # a planned restart
+
+    def _on_restartwanted(self, event: RestartWanted) -> list[Instruction]:
+        if self.phase != "ready" or self._restart is not None:
+            what = f"is {self.phase}" if self._restart is None else "is restarting as planned"
+            why = f"; {self.cause}" if self.phase == "failed" else ""
+            fault = Fault("conflict", f"the worker of {self._device} {what}{why}")
+            return [ConcludeRestart(fault)]
+        self._restart = "draining"
+        for name, model in self.models.items():
+            if model.phase == "ready":
+                self._recover(name, model, None)
+        return []
+
+    def _on_quiesced(self, event: Quiesced) -> list[Instruction]:
+        if self._restart != "draining" or not self.is_settled:
+            return []
+        self._restart, self._left_at = "leaving", event.at
+        return [SendShutdown()]
+
+    def _return(self, event: Exited) -> list[Instruction]:
+        """The old process has ended. One that did not end well has left nothing to rely on."""
+        self._restart = "returning"
+        self.phase = "restarting"
+        self.restarts += 1
+        self.ends["planned"] += 1
+        self._alive_at = event.at
+        return [Spawn(restores=event.kind == "exit_0")]
+
+    def _is_back(self) -> list[Instruction]:
+        if self._restart != "returning" or self.phase != "ready" or self._queue:
+            return []
+        if self._loading is not None:
+            return []
+        self._restart = None
+        return [ConcludeRestart()]
 
     # models
 
@@ -391,8 +367,10 @@ class WorkerPolicy:
         return self._load_next()
 
     def _load_next(self) -> list[Instruction]:
-        if self.phase != "ready" or self._loading is not None or not self._queue:
+        if self._restart in ("draining", "leaving"):
             return []
+        if self.phase != "ready" or self._loading is not None or not self._queue:
+            return self._is_back()
         self._loading = self._queue.pop(0)
         model = self.models[self._loading]
         model.progress = 0.0
@@ -416,6 +394,8 @@ class WorkerPolicy:
         if model.leaves:
             model.phase = "unloading"
             out.append(SendUnload(event.model))
+        elif self._restart == "draining":
+            self._recover(event.model, model, None)
         return out + self._load_next()
 
     def _on_refused(self, event: Refused) -> list[Instruction]:
@@ -454,6 +434,10 @@ class WorkerPolicy:
             return []
         del self.models[event.model]
         return [ConcludeUnload(event.model)]
+
+
+def _is_own_fault(kind: str) -> bool:
+    return kind in _OWN_FAULTS or (kind.startswith("exit_") and kind != "exit_0")
 
 
 def _tail(stderr: tuple[str, ...]) -> str:

@@ -1,7 +1,6 @@
 """One worker process: its start, its socket, its last words, its end. Holds no policy.
 
-`on_report` gets every message in order; `on_exit` is called once, after the last message, with how
-the process ended and the tail of its stderr.
+`on_report` gets every message in order; `on_exit` is called once, after the last message.
 """
 
 from __future__ import annotations
@@ -14,12 +13,14 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from cortex_core.fleet.discovery import DeviceState
 from cortex_core.wire import ipc
 from neuron import logs
 
-__all__ = ["WORKER_COMMAND", "OnExit", "OnReport", "WorkerProcess"]
+__all__ = ["WORKER_COMMAND", "Exit", "OnExit", "OnReport", "WorkerProcess"]
 
 # -P: a folder called `neuron` where the daemon was started must not be run instead of the package.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "neuron.worker")
@@ -28,9 +29,18 @@ _LINE_BYTES = 500
 _DRAIN_S = 2.0  # after the exit, for what is still in the pipes; a grandchild may hold them open
 
 OnReport = Callable[[ipc.Report], None]
-OnExit = Callable[[str, tuple[str, ...]], None]
+OnExit = Callable[["Exit"], None]
 
 _log = logs.get(__name__)
+
+
+class Exit(NamedTuple):
+    """How a process ended, in words for people and in one word to count by, and the tail of its
+    stderr."""
+
+    how: str
+    kind: str
+    stderr: tuple[str, ...] = ()
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -54,8 +64,12 @@ class WorkerProcess(asyncio.Protocol):
         on_report: OnReport,
         on_exit: OnExit,
         command: Sequence[str] = WORKER_COMMAND,
+        *,
+        report_every_s: float = 1.0,
+        restore: Path | None = None,
     ) -> WorkerProcess:
-        """Raises OSError when no process can be made."""
+        """`restore`: the folder that a process before has saved its sequences to. Raises OSError
+        when no process can be made."""
         self = cls(device.id, on_report, on_exit)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
@@ -66,6 +80,9 @@ class WorkerProcess(asyncio.Protocol):
                     str(theirs.fileno()),
                     "--device",
                     device.id,
+                    "--report-every",
+                    f"{report_every_s:g}",
+                    *(("--restore", str(restore)) if restore is not None else ()),
                     stdin=asyncio.subprocess.DEVNULL,
                     # stdout is for the neuron's listening line alone.
                     stdout=2,
@@ -88,6 +105,11 @@ class WorkerProcess(asyncio.Protocol):
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def stderr(self) -> tuple[str, ...]:
+        """Its last lines so far."""
+        return tuple(self._stderr)
 
     def send(self, command: ipc.Command) -> None:
         """Queue one command; a worker that has gone is told nothing."""
@@ -134,12 +156,13 @@ class WorkerProcess(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         if self._broken:
-            how = self._broken
+            how, kind = self._broken, "garbage"
         elif code < 0:
-            how = f"was killed by {_signal_name(-code)}"
+            name = _signal_name(-code)
+            how, kind = f"was killed by {name}", name.lower().replace(" ", "_")
         else:
-            how = f"exited with code {code}"
-        self._on_exit(how, tuple(self._stderr))
+            how, kind = f"exited with code {code}", f"exit_{code}"
+        self._on_exit(Exit(how, kind, tuple(self._stderr)))
 
     async def _listen(self) -> None:
         """Pass stderr on to the log and keep its last lines."""

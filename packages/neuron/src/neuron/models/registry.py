@@ -41,7 +41,7 @@ from neuron.pulse import Pulse
 from neuron.state_feed import StateFeed
 from neuron.streams import RequestStream
 from neuron.supervisor import Supervisor
-from neuron.worker_policy import LoadSpec
+from neuron.worker_events import LoadSpec
 
 __all__ = ["Registry", "Wanted"]
 

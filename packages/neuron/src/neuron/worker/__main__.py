@@ -29,6 +29,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m neuron.worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the parent")
     parser.add_argument("--device", required=True, help='"cpu", "cuda:0", ...')
+    parser.add_argument("--report-every", type=float, default=1.0, metavar="SECONDS")
+    parser.add_argument(
+        "--restore", default="", metavar="DIR", help="sequences that a worker before has saved"
+    )
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent
     if sys.platform == "linux":
@@ -39,7 +43,14 @@ def main(arguments: list[str] | None = None) -> None:
     from neuron.worker.control import Worker  # imports llama.cpp: seconds, with CUDA
     from neuron.worker.probe import are_extra_kernels_sound
 
-    Worker(sock, options.device, extra_kernels=are_extra_kernels_sound()).run()
+    worker = Worker(
+        sock,
+        options.device,
+        extra_kernels=are_extra_kernels_sound(),
+        report_every_s=options.report_every,
+        restore=options.restore,
+    )
+    worker.run()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,6 @@ from neuron.worker.outbox import Outbox
 
 __all__ = ["Worker"]
 
-_PROGRESS_EVERY_S = 1.0
 _LOAD_PROGRESS_EVERY_S = 0.1
 _EXIT_BROKEN = 70  # EX_SOFTWARE
 
@@ -58,10 +57,20 @@ _EXIT_BROKEN = 70  # EX_SOFTWARE
 class Worker:
     """One worker process: its socket, its device, its models."""
 
-    def __init__(self, sock: socket.socket, device: str, *, extra_kernels: bool = True) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        device: str,
+        *,
+        extra_kernels: bool = True,
+        report_every_s: float = 1.0,
+        restore: str = "",
+    ) -> None:
         self._socket = sock
         self.device = device
         self._extra_kernels = extra_kernels
+        self._report_every_s = report_every_s
+        self._restore = restore
         self.outbox = Outbox(sock)
         self._models: dict[str, _Model] = {}
         self.loading = threading.Lock()
@@ -81,7 +90,9 @@ class Worker:
         due = time.monotonic()
         while True:
             wait_s = max(due - time.monotonic(), 0.0)
-            events = dict(ready.poll(1000 * min(wait_s, 0.05 if self._is_terminating else 1.0)))
+            events = dict(
+                ready.poll(1000 * (min(wait_s, 0.05) if self._is_terminating else wait_s))
+            )
             if wake in events:
                 os.read(wake, 64)
                 self._is_terminating = True
@@ -90,7 +101,7 @@ class Worker:
             if self._is_terminating and self._is_idle():
                 self.exit(0)
             if time.monotonic() >= due:
-                due = time.monotonic() + _PROGRESS_EVERY_S
+                due = time.monotonic() + self._report_every_s
                 self._report_progress()
 
     def _catch_sigterm(self) -> int:
