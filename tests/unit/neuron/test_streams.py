@@ -7,7 +7,13 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from cortex_core.errors import ContextLengthExceeded, Fault, UpstreamFailed
+from cortex_core.errors import (
+    ContextLengthExceeded,
+    Fault,
+    NoCapacity,
+    RequestTooLarge,
+    UpstreamFailed,
+)
 from cortex_core.outcome import Usage
 from cortex_core.wire import ipc
 from neuron.streams import RequestStream, StreamTable
@@ -22,13 +28,39 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[ipc.Command] = []
         self.changes = 0
-        self.table = StreamTable(self.sent.append, self._changed)
+        self.answered: list[str] = []
+        self.table = StreamTable(self.sent.append, self._changed, self._answered)
 
     def _changed(self) -> None:
         self.changes += 1
 
-    def open(self, prompt: str = "hi", model: str = "m") -> RequestStream:
-        return self.table.open(ipc.Generate(0, model, prompt, ipc.Sampling()))
+    def _answered(self, ask: ipc.Ask) -> None:
+        assert isinstance(ask, ipc.Generate)
+        assert isinstance(ask.prompt, str)
+        self.answered.append(ask.prompt)
+
+    def open(
+        self, prompt: str = "hi", model: str = "m", *, is_suspect: bool = False
+    ) -> RequestStream:
+        ask = ipc.Generate(0, model, prompt, ipc.Sampling())
+        return self.table.open(ask, is_suspect=is_suspect)
+
+    def start(self, *streams: RequestStream) -> None:
+        started = [ipc.Started(stream.request, 1, 0) for stream in streams]
+        self.table.dispatch(ipc.Step("m", started))
+
+    def finish(self, stream: RequestStream, reason: ipc.FinishReason = "stop") -> None:
+        finished = ipc.Finished(stream.request, reason, Usage())
+        self.table.dispatch(ipc.Step("m", finished=[finished]))
+
+    @property
+    def prompts(self) -> list[object]:
+        """Of what was sent to be generated, in order."""
+        return [sent.prompt for sent in self.sent if isinstance(sent, ipc.Generate)]
+
+    def in_flight(self, model: str | None = None) -> list[object]:
+        asks = self.table.in_flight(model)
+        return [ask.prompt for ask in asks if isinstance(ask, ipc.Generate)]
 
 
 @pytest.fixture
@@ -159,3 +191,155 @@ async def test_cancelling_a_model_tells_the_worker_and_the_readers(wire: Wire):
         with pytest.raises(UpstreamFailed):
             await mine.read()
         assert not other.is_ended
+
+
+# what the worker may be computing
+
+
+async def test_what_has_started_is_in_flight_and_what_only_waits_is_not(wire: Wire):
+    async with wire.open("runs") as runs, wire.open("waits"):
+        wire.start(runs)
+        wire.table.dispatch(ipc.Step("m", deltas=[delta("a", request=runs.request)]))
+        assert wire.in_flight() == ["runs"]
+        wire.finish(runs)
+        assert wire.in_flight() == []
+
+
+async def test_what_was_just_sent_is_in_flight_for_it_may_be_being_read(wire: Wire):
+    async with wire.open("runs") as runs:
+        wire.start(runs)
+        async with wire.open("new"):
+            assert wire.in_flight() == ["runs", "new"]
+
+
+async def test_what_never_says_that_it_started_is_in_flight_until_it_ends(wire: Wire):
+    ask = ipc.Embed(0, "m", ["text"])
+    async with wire.table.open(ask) as stream:
+        for _ in range(3):
+            wire.table.dispatch(ipc.Step("m"))
+        assert wire.table.in_flight() == [ask]
+        wire.finish(stream)
+        assert wire.table.in_flight() == []
+
+
+async def test_a_request_whose_client_left_is_in_flight_until_the_worker_has_let_it_go(wire: Wire):
+    async with wire.open("left") as stream:
+        wire.start(stream)
+    assert wire.in_flight() == ["left"]
+    wire.finish(stream, "cancelled")
+    assert wire.in_flight() == []
+
+
+async def test_in_flight_can_be_asked_for_one_model(wire: Wire):
+    async with wire.open("mine"), wire.open("theirs", model="other"):
+        assert wire.in_flight("other") == ["theirs"]
+
+
+async def test_nothing_is_in_flight_in_a_lost_worker(wire: Wire):
+    async with wire.open("a"):
+        async with wire.open("b"):
+            pass
+        wire.table.fail(GONE)
+        assert wire.in_flight() == []
+
+
+# suspects
+
+
+async def test_suspects_go_to_the_worker_one_at_a_time(wire: Wire):
+    first = wire.open("first", is_suspect=True)
+    second = wire.open("second", is_suspect=True)
+    wire.open("free")
+    assert wire.prompts == ["first", "free"]
+    assert wire.table.load("m") == (0, 3)
+    assert "second" not in wire.in_flight()
+    wire.start(first)
+    wire.finish(first)
+    assert wire.prompts == ["first", "free", "second"]
+    assert wire.answered == ["first"]
+    wire.finish(second, "cancelled")
+    assert wire.answered == ["first"]
+
+
+async def test_a_suspect_that_failed_is_not_cleared_but_lets_the_next_go(wire: Wire):
+    first, _ = wire.open("first", is_suspect=True), wire.open("second", is_suspect=True)
+    wire.table.dispatch(ipc.Step("m", failed=[ipc.Failed(first.request, GONE)]))
+    assert wire.prompts == ["first", "second"]
+    assert wire.answered == []
+
+
+async def test_a_suspect_that_leaves_lets_the_next_go_when_the_worker_has_let_it_go(wire: Wire):
+    async with wire.open("first", is_suspect=True) as first:
+        wire.open("second", is_suspect=True)
+    assert wire.prompts == ["first"]
+    wire.finish(first, "cancelled")
+    assert wire.prompts == ["first", "second"]
+
+
+async def test_a_held_suspect_that_leaves_was_never_sent(wire: Wire):
+    first = wire.open("first", is_suspect=True)
+    async with wire.open("second", is_suspect=True):
+        pass
+    wire.finish(first)
+    assert wire.prompts == ["first"]
+    assert not any(isinstance(sent, ipc.Cancel) for sent in wire.sent)
+
+
+async def test_a_held_suspect_waits_for_as_long_as_its_model_lets_requests_wait(wire: Wire):
+    wire.open("first", is_suspect=True)
+    second = wire.open("second", is_suspect=True)
+    wire.table.expire(lambda model: 60)
+    assert not second.is_ended
+    wire.table.expire(lambda model: -1)
+    with pytest.raises(NoCapacity, match="max_wait_s") as caught:
+        await second.read()
+    assert caught.value.retry_after_s
+
+
+async def test_held_suspects_end_with_their_worker_and_begin_afresh(wire: Wire):
+    wire.open("first", is_suspect=True)
+    held = wire.open("second", is_suspect=True)
+    wire.table.fail(GONE)
+    with pytest.raises(UpstreamFailed):
+        await held.read()
+    wire.open("third", is_suspect=True)
+    assert wire.prompts == ["first", "third"]
+
+
+async def test_a_held_suspect_too_large_to_send_ends_so_and_lets_the_next_go():
+    sent: list[ipc.Command] = []
+
+    def send(command: ipc.Command) -> None:
+        if isinstance(command, ipc.Generate) and command.prompt == "big":
+            raise ValueError("frame of 300 bytes exceeds 256")
+        sent.append(command)
+
+    table = StreamTable(send, lambda: None)
+    streams = [
+        table.open(ipc.Generate(0, "m", prompt, ipc.Sampling()), is_suspect=True)
+        for prompt in ("first", "big", "third")
+    ]
+    table.dispatch(ipc.Step("m", finished=[ipc.Finished(streams[0].request, "stop", Usage())]))
+    with pytest.raises(RequestTooLarge, match="256"):
+        await streams[1].read()
+    assert [each.prompt for each in sent if isinstance(each, ipc.Generate)] == ["first", "third"]
+
+
+# tokens
+
+
+async def test_prompt_tokens_are_counted_by_where_they_came_from(wire: Wire):
+    step = ipc.Step(
+        "m",
+        [
+            ipc.Started(1, 10, 0),
+            ipc.Started(2, 10, 8, "live"),
+            ipc.Started(3, 10, 6, "cache"),
+            ipc.Started(4, 10, 6, "host"),
+        ],
+    )
+    wire.table.dispatch(step)
+    wire.table.dispatch(step)
+    tally = wire.table.tallies["m"]
+    assert tally.computed == 2 * (10 + 2 + 4 + 4)
+    assert tally.reused == {"live": 16, "cache": 12, "host": 12}

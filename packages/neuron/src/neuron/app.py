@@ -21,6 +21,7 @@ from neuron.devices import Devices
 from neuron.edge import Edge
 from neuron.models.registry import Registry, Wanted
 from neuron.models.resolve import Resolver
+from neuron.poison import Suspects
 from neuron.routes import chat, models, node
 from neuron.supervisor import Supervisor
 from neuron.worker_policy import Limits
@@ -52,8 +53,10 @@ class Neuron:
         devices = await self._devices.discover()
         limits = Limits(step_timeout_s=self.config.engine.step_timeout_s)
         changed = self.registry.changed
+        suspects = Suspects()
         self._supervisors = [
-            Supervisor(device, limits, changed, self._worker_command) for device in devices
+            Supervisor(device, limits, changed, self._worker_command, suspects)
+            for device in devices
         ]
         self.registry.attach({s.device.id: s for s in self._supervisors})
         self._devices.follow(devices, self.registry.read)
