@@ -1,5 +1,6 @@
 """Random-weight GGUF files of any shape, for tests and benchmarks. They run; they know nothing."""
 
+from tools.make_gguf.embedding import BertShape, LastTokenShape
 from tools.make_gguf.presets import PRESETS
 from tools.make_gguf.recurrent import HybridShape, MambaShape, Mixer
 from tools.make_gguf.shape import TYPES, ModelShape, Shape, ShapeError
@@ -9,7 +10,9 @@ from tools.make_gguf.write import make_gguf
 __all__ = [
     "PRESETS",
     "TYPES",
+    "BertShape",
     "HybridShape",
+    "LastTokenShape",
     "MambaShape",
     "Mixer",
     "ModelShape",

@@ -25,7 +25,7 @@ __all__ = [
     "feed_forward",
 ]
 
-Metadata = dict[str, int | float | list[int]]
+Metadata = dict[str, int | float | list[int] | list[str]]
 """Keys without their architecture's prefix; integers are written as uint32, floats as float32."""
 
 NORM_EPS = 1e-6

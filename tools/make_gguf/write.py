@@ -16,6 +16,7 @@ import numpy as np
 from tools.make_gguf.shape import Shape
 from tools.make_gguf.tensor import Tensor
 from tools.make_gguf.vocabulary import make_vocabulary
+from tools.make_gguf.wordpiece import add_wordpiece
 
 __all__ = ["make_gguf"]
 
@@ -89,6 +90,8 @@ def _add_metadata(writer: gguf.GGUFWriter, shape: Shape, dtype: type, name: str)
         full = f"{shape.arch}.{key}"
         if isinstance(value, list):
             writer.add_array(full, value)
+        elif isinstance(value, bool):
+            writer.add_bool(full, value)
         elif isinstance(value, float):
             writer.add_float32(full, value)
         else:
@@ -97,6 +100,9 @@ def _add_metadata(writer: gguf.GGUFWriter, shape: Shape, dtype: type, name: str)
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, shape: Shape, seed: int) -> None:
+    if shape.arch == "bert":
+        add_wordpiece(writer, shape.vocab, seed)
+        return
     vocabulary = make_vocabulary(shape.arch, shape.vocab, seed)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre_type)

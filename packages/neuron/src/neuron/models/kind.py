@@ -20,9 +20,9 @@ _WANTED: dict[type[ipc.Ask], ipc.ModelKind] = {
     ipc.Rank: "rank",
 }
 _IS: dict[ipc.ModelKind, str] = {
-    "generate": "generates text; it has no pooling of its own",
-    "embed": "is an embedding model: it serves /v1/embeddings",
-    "rank": "is a reranking model: it serves /v1/rerank",
+    "generate": "generates text, and has no pooling of its own",
+    "embed": "is an embedding model, for /v1/embeddings",
+    "rank": "is a reranking model, for /v1/rerank",
 }
 _VERB: dict[ipc.ModelKind, str] = {
     "generate": "generate text",

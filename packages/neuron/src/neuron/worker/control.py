@@ -27,8 +27,11 @@ from cortex_core.errors import (
     Unavailable,
 )
 from cortex_core.wire.ipc import (
+    Ask,
     Cancel,
     Command,
+    Detokenize,
+    Embed,
     Failed,
     Generate,
     Hello,
@@ -37,16 +40,22 @@ from cortex_core.wire.ipc import (
     LoadFailed,
     LoadProgress,
     Progress,
+    Rank,
     Reader,
     Shutdown,
     Step,
+    Tokenize,
     Unload,
     Unloaded,
 )
+from neuron.models.kind import check_kind
 from neuron.worker import llama
+from neuron.worker.codec import Codec
+from neuron.worker.embedding import EmbeddingEngine
 from neuron.worker.engine import Engine
-from neuron.worker.load import load, resident_bytes
+from neuron.worker.load import LoadedModel, LoadedPooler, load, resident_bytes
 from neuron.worker.outbox import Outbox
+from neuron.worker.tokenizing import Tokenizing
 
 __all__ = ["Worker"]
 
@@ -134,12 +143,11 @@ class Worker:
 
     def _handle(self, command: Command) -> None:
         match command:
-            case Generate():
-                self._generate(command)
+            case Generate() | Embed() | Rank() | Tokenize() | Detokenize():
+                self._ask(command)
             case Cancel():
                 for model in list(self._models.values()):  # whose it is, each engine knows
-                    if model.engine is not None:
-                        model.engine.submit(command)
+                    model.cancel(command)
             case Load():
                 self._load(command)
             case Unload():
@@ -151,16 +159,13 @@ class Worker:
             case Shutdown():
                 self.exit(0)
 
-    def _generate(self, command: Generate) -> None:
+    def _ask(self, command: Ask) -> None:
         model = self._models.get(command.model)
-        error: CortexError | None = None
-        if model is None or model.is_leaving:
-            error = ModelNotFound(f"model {command.model!r} is not loaded on {self.device}")
-        elif model.engine is None:
-            error = ModelLoading(f"model {command.model!r} is still loading on {self.device}")
-        else:
-            model.engine.submit(command)
-        if error is not None:
+        try:
+            if model is None or model.is_leaving:
+                raise ModelNotFound(f"model {command.model!r} is not loaded on {self.device}")
+            model.ask(command)
+        except CortexError as error:
             failed = Failed(command.request, error.fault)
             self.outbox.send(Step(command.model, failed=[failed]))
 
@@ -201,7 +206,31 @@ class _Model(threading.Thread):
         self._command = command
         self._unload_ops: list[int] = []
         self._reported_at = 0.0
-        self.engine: Engine | None = None
+        self.engine: Engine | EmbeddingEngine | None = None
+        self._tokenizing: Tokenizing | None = None
+
+    def ask(self, command: Ask) -> None:
+        """Hand a request to whoever answers it. Raises ModelLoading, and InvalidRequest for what
+        a model of this kind cannot do."""
+        engine, tokenizing = self.engine, self._tokenizing
+        if engine is None or tokenizing is None:
+            raise ModelLoading(f"model {command.model!r} is still loading on {self._worker.device}")
+        if isinstance(command, Tokenize | Detokenize):
+            tokenizing.submit(command)
+        elif isinstance(engine, EmbeddingEngine):
+            check_kind(command, engine.kind)
+            assert isinstance(command, Embed | Rank)
+            engine.submit(command)
+        else:
+            check_kind(command, "generate")
+            assert isinstance(command, Generate)
+            engine.submit(command)
+
+    def cancel(self, command: Cancel) -> None:
+        if self.engine is not None:
+            self.engine.submit(command)
+        if self._tokenizing is not None:
+            self._tokenizing.submit(command)
 
     @property
     def is_leaving(self) -> bool:
@@ -209,7 +238,9 @@ class _Model(threading.Thread):
 
     @property
     def is_idle(self) -> bool:
-        return self.engine is None or self.engine.is_idle
+        engine, tokenizing = self.engine, self._tokenizing
+        is_idle = tokenizing is None or tokenizing.is_idle
+        return is_idle and (engine is None or engine.is_idle)
 
     def unload(self, op: int) -> None:
         self._unload_ops.append(op)
@@ -244,18 +275,27 @@ class _Model(threading.Thread):
             traceback.print_exception(error)
             fault = InternalError(f"cannot load {command.path}: {error!r}").fault
         else:
-            engine = Engine(command.model, loaded, emit=worker.outbox.send, die=worker.die)
-            self.engine = engine
+            emit = worker.outbox.send
+            tokenizing = Tokenizing(command.model, Codec(loaded.model), emit)
+            engine = self._engine_for(loaded)
+            self._tokenizing, self.engine = tokenizing, engine
             worker.outbox.send(Loaded(command.op, command.model, loaded.info))
             if self.is_leaving:
                 engine.stop(self._unloaded_fault())
             engine.run()
+            tokenizing.close(self._unloaded_fault())
             engine.close()
         worker.forget(command.model)
         if fault is not None:
             worker.outbox.send(LoadFailed(command.op, command.model, fault))
         for op in self._unload_ops:
             worker.outbox.send(Unloaded(op, command.model))
+
+    def _engine_for(self, loaded: LoadedModel | LoadedPooler) -> Engine | EmbeddingEngine:
+        name, worker = self._command.model, self._worker
+        if isinstance(loaded, LoadedPooler):
+            return EmbeddingEngine(name, loaded, emit=worker.outbox.send, die=worker.die)
+        return Engine(name, loaded, emit=worker.outbox.send, die=worker.die)
 
     def _on_progress(self, fraction: float) -> bool:
         """Tell the parent, ten times a second at most and at the end; False gives up."""

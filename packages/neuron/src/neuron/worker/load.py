@@ -16,14 +16,16 @@ import numpy as np
 from msgspec.structs import replace
 
 from cortex_core.errors import Conflict, CortexError, NoCapacity, PreflightFailed
-from cortex_core.wire.ipc import EngineParams, ModelInfo
+from cortex_core.wire.ipc import EngineParams, ModelInfo, ModelKind
 from neuron.models.kind import kind_of
 from neuron.models.layout import flash_attention_of, plan_kv
+from neuron.models.pooling import plan_passes, pools_last
 from neuron.worker import llama
 from neuron.worker.detokenize import Pieces
+from neuron.worker.pooled import PooledContext
 from neuron.worker.reasoning import Markers, find_markers
 
-__all__ = ["LoadedModel", "load", "resident_bytes"]
+__all__ = ["LoadedModel", "LoadedPooler", "load", "resident_bytes"]
 
 _DEFAULT_CONTEXT = 8192
 _SMALL_FILE_BYTES = 64_000_000
@@ -60,9 +62,23 @@ class LoadedModel:
         self.model.free()
 
 
+@dataclass
+class LoadedPooler:
+    """A model that embeds or ranks; see LoadedModel."""
+
+    model: llama.Model
+    context: PooledContext
+    info: ModelInfo
+    open_context: Callable[[], PooledContext]
+
+    def free(self) -> None:
+        self.context.free()
+        self.model.free()
+
+
 def load(
     path: str, params: EngineParams, *, device: str, on_progress: Callable[[float], bool]
-) -> LoadedModel:
+) -> LoadedModel | LoadedPooler:
     """`on_progress` gets 0..1; False from it abandons the load with Conflict."""
     started = time.monotonic()
     file_bytes = _check_file(path)
@@ -91,9 +107,36 @@ def load(
             raise Conflict(f"the load of {path} was abandoned: unloaded meanwhile") from None
         raise _failure(path, error) from None
     try:
-        context_size = params.context or min(model.context_train, _DEFAULT_CONTEXT)
+        text = model.metadata()
         parallel = min(params.parallel, llama.MAX_SEQUENCES)
         is_small = is_cpu and file_bytes < _SMALL_FILE_BYTES
+
+        def describe(context_size: int) -> ModelInfo:
+            vocabulary = model.vocabulary
+            return ModelInfo(
+                architecture=text.get("general.architecture", ""),
+                context=context_size,
+                context_train=model.context_train,
+                parallel=parallel,
+                vocab_size=vocabulary.size,
+                parameters=model.parameters,
+                file_bytes=file_bytes,
+                memory_bytes=max(_held_bytes(is_cpu) - held_before, 0),
+                load_s=time.monotonic() - started,
+                bos=vocabulary.text_of(vocabulary.bos),
+                eos=vocabulary.text_of(vocabulary.eos),
+                path=path,
+                kind=kind_of(text),
+                metadata={
+                    key: value
+                    for key, value in text.items()
+                    if key.startswith(("general.", "tokenizer.chat_template"))
+                },
+            )
+
+        if kind_of(text) != "generate":
+            return _load_pooler(model, path, text, params, is_small, describe)
+        context_size = params.context or min(model.context_train, _DEFAULT_CONTEXT)
         plan = plan_kv(
             replace(params, parallel=parallel),
             context=context_size,
@@ -121,32 +164,14 @@ def load(
         except llama.LlamaError as error:
             raise _failure(path, error) from None
         _warm_up(path, context)
-        text = model.metadata()
         vocabulary = model.vocabulary
         markers = find_markers(lambda text: vocabulary.tokenize_bare(text).tolist())
-        info = ModelInfo(
-            architecture=text.get("general.architecture", ""),
-            context=context_size,
-            context_train=model.context_train,
-            parallel=parallel,
-            vocab_size=vocabulary.size,
-            parameters=model.parameters,
-            file_bytes=file_bytes,
-            memory_bytes=max(_held_bytes(is_cpu) - held_before, 0),
-            load_s=time.monotonic() - started,
-            bos=vocabulary.text_of(vocabulary.bos),
-            eos=vocabulary.text_of(vocabulary.eos),
+        info = replace(
+            describe(context_size),
             reasoning=markers.text if markers else None,
-            path=path,
             kv=plan.layout,
             kv_type=params.kv_type,
             cells=plan.cells,
-            kind=kind_of(text),
-            metadata={
-                key: value
-                for key, value in text.items()
-                if key.startswith(("general.", "tokenizer.chat_template"))
-            },
         )
     except BaseException:
         model.free()
@@ -162,6 +187,54 @@ def load(
         open_context,
         _widest_bridge(is_cpu, is_small),
     )
+
+
+def _load_pooler(
+    model: llama.Model,
+    path: str,
+    metadata: dict[str, str],
+    params: EngineParams,
+    is_small: bool,
+    describe: Callable[[int], ModelInfo],
+) -> LoadedPooler:
+    plan = plan_passes(params.context, model.context_train, is_split=pools_last(metadata))
+    flash_attention = flash_attention_of(params, default=False if is_small else None)
+
+    def open_context() -> PooledContext:
+        return PooledContext(
+            model,
+            plan,
+            threads=params.threads or _default_threads(is_small),
+            flash_attention=flash_attention,
+            kv_type=params.kv_type,
+        )
+
+    try:
+        context = open_context()
+    except llama.LlamaError as error:
+        raise _failure(path, error) from None
+    try:
+        _check_labels(path, context.width, kind_of(metadata), metadata)
+        code, outputs = context.compute([np.zeros(2, np.int32)])
+        if code != 0:
+            raise _cannot_decode(path, code)
+        if not np.isfinite(outputs).all():
+            message = f"{path}: the first pass gave numbers that are not finite"
+            raise PreflightFailed(message, kind="gguf_corrupt")
+    except BaseException:
+        context.free()
+        raise
+    llama.take_lines()  # warnings of the load are no cause of a later failure
+    return LoadedPooler(model, context, describe(plan.context), open_context)
+
+
+def _check_labels(path: str, labels: int, kind: ModelKind, metadata: dict[str, str]) -> None:
+    """A reranker has one label, or, as Qwen3's, yes and no, of which llama.cpp makes
+    probabilities. Of any others nobody knows which means relevant."""
+    is_yes_or_no = metadata.get("general.architecture", "").startswith("qwen3") and labels == 2
+    if kind == "rank" and labels != 1 and not is_yes_or_no:
+        message = f"{path}: a classifier with {labels} labels is not a reranking model"
+        raise PreflightFailed(message, kind="gguf_unsupported")
 
 
 def _default_threads(is_small: bool) -> int:
@@ -213,6 +286,12 @@ def _failure(path: str, error: llama.LlamaError) -> CortexError:
     return PreflightFailed(f"{path}: {cause}", kind=kind)
 
 
+def _cannot_decode(path: str, code: int) -> PreflightFailed:
+    cause = "; ".join(llama.take_lines())
+    message = f"{path}: the first decode failed with {code}: {cause}"
+    return PreflightFailed(message, kind="gguf_unsupported")
+
+
 def _warm_up(path: str, context: llama.Context) -> None:
     """One batch of two tokens: buffers are touched, kernels compiled, before memory is read."""
     context.tokens[:2] = 0
@@ -222,9 +301,7 @@ def _warm_up(path: str, context: llama.Context) -> None:
     code = context.decode(2)
     if code != 0:
         context.free()
-        cause = "; ".join(llama.take_lines())
-        message = f"{path}: the first decode failed with {code}: {cause}"
-        raise PreflightFailed(message, kind="gguf_unsupported")
+        raise _cannot_decode(path, code)
     if not np.isfinite(context.logits(1)).any():
         context.free()
         message = f"{path}: the first decode gave no finite logits"
