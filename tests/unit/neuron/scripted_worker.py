@@ -7,15 +7,21 @@ garbage     sends what is no frame      dies        writes two lines to stderr a
 hangs       reports a step that runs longer and longer once a model is loaded
 poisonous   exits with 9 on every load of a model called "poison"
 slow        answers a load only after the file named by SLOW_UNTIL exists
+clinging    does not end when it is told to
+
+A prompt that contains "crash" ends it by SIGSEGV, once it has said that it started. A worker that
+saves its sequences before it ends writes its pid; one that restores them says so in its Hello.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 from cortex_core.errors import Fault
 from cortex_core.outcome import Usage
@@ -30,6 +36,7 @@ class ScriptedWorker:
         self.sock = sock
         self.lock = threading.Lock()
         self.loaded: list[str] = []
+        self.endless: dict[int, str] = {}  # requests that run, with their models
         self.since = time.monotonic()
 
     def say(self, report: ipc.Report) -> None:
@@ -43,7 +50,7 @@ class ScriptedWorker:
         if "garbage" in self.habits:
             self.sock.sendall(b"\x00\x00\x00\x02\xc1\xc1")
         if "silent" not in self.habits:
-            self.say(ipc.Hello(os.getpid(), "scripted", "none"))
+            self.say(ipc.Hello(os.getpid(), "scripted", restored()))
             if "mute" not in self.habits:
                 threading.Thread(target=self.report, daemon=True).start()
         reader = ipc.Reader(ipc.Command)  # pyright: ignore[reportArgumentType]
@@ -61,7 +68,11 @@ class ScriptedWorker:
 
     def obey(self, command: object) -> None:
         match command:
-            case ipc.Shutdown():
+            case ipc.Shutdown(save_to):
+                if "clinging" in self.habits:
+                    return
+                if save_to:
+                    Path(save_to, "sequences").write_text(str(os.getpid()))
                 os._exit(0)
             case ipc.Load(op, "poison") if "poisonous" in self.habits:
                 print(f"cannot stomach op {op}", file=sys.stderr, flush=True)
@@ -71,6 +82,8 @@ class ScriptedWorker:
             case ipc.Load(op, model):
                 while "slow" in self.habits and not os.path.exists(os.environ["SLOW_UNTIL"]):
                     time.sleep(0.01)
+                if "hangs" in self.habits:
+                    print("entering a long step", file=sys.stderr, flush=True)
                 self.say(ipc.LoadProgress(op, 0.5))
                 self.loaded.append(model)
                 self.since = time.monotonic()
@@ -80,9 +93,17 @@ class ScriptedWorker:
                     self.loaded.remove(model)
                 self.say(ipc.Unloaded(op, model))
             case ipc.Generate(request, model, "endless"):
+                self.endless[request] = model
                 started = [ipc.Started(request, 1, 0)]
                 self.say(ipc.Step(model, started, [ipc.Delta(request, "…")]))
-            case ipc.Generate(request, model, prompt):
+            case ipc.Cancel(request) if request in self.endless:
+                finished = [ipc.Finished(request, "cancelled", Usage(1, 0, 1, 0))]
+                self.say(ipc.Step(self.endless.pop(request), finished=finished))
+            case ipc.Generate(request, model, str(prompt)) if "crash" in prompt:
+                self.say(ipc.Step(model, [ipc.Started(request, 1, 0)]))
+                print("a kernel failed", file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case ipc.Generate(request, model, str(prompt)):
                 self.say(
                     ipc.Step(
                         model,
@@ -91,6 +112,12 @@ class ScriptedWorker:
                         [ipc.Finished(request, "stop", Usage(1, 0, 1, 0))],
                     )
                 )
+
+
+def restored() -> str:
+    if "--restore" not in sys.argv:
+        return "nothing"
+    return Path(sys.argv[sys.argv.index("--restore") + 1], "sequences").read_text()
 
 
 if __name__ == "__main__":

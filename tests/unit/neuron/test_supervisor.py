@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from cortex_core.errors import CortexError, PreflightFailed, ShuttingDown, UpstreamFailed
+from cortex_core.errors import (
+    Conflict,
+    CortexError,
+    PoisonPrompt,
+    PreflightFailed,
+    ShuttingDown,
+    UpstreamFailed,
+)
 from cortex_core.fleet.discovery import DeviceState, WorkerState
 from cortex_core.wire import ipc
 from neuron import supervisor
@@ -25,6 +32,7 @@ from tests.unit.neuron import scripted_worker
 
 SCRIPT = str(Path(scripted_worker.__file__))
 QUICK = Limits(step_timeout_s=0.6, hello_timeout_s=1, backoff_first_s=0.01)
+FORGIVING = Limits(backoff_first_s=0.01, crashes_to_fail=99)
 CPU = DeviceState("cpu", "cpu", "test", WorkerState("starting"))
 
 
@@ -43,6 +51,20 @@ class Node:
     async def load(self, model: str) -> None:
         async with asyncio.timeout(20):
             await self.supervisor.load(LoadSpec(model, "/m", ipc.EngineParams()))
+
+    async def restart(self, drain_s: float = 20) -> None:
+        async with asyncio.timeout(20):
+            await self.supervisor.restart(drain_s)
+
+    async def crash(self, prompt: str) -> CortexError:
+        """Ask for a prompt that kills; the error its client got, once the model is back."""
+        async with asyncio.timeout(20):
+            async with self.generate(prompt) as stream:
+                assert isinstance((await stream.read())[0], ipc.Started)
+                with pytest.raises(CortexError) as caught:
+                    await stream.read()
+        await self.until(lambda s: s.models["a"].phase == "ready")
+        return caught.value
 
     def generate(self, prompt: str, model: str = "a"):
         return self.supervisor.open(ipc.Generate(0, model, prompt, ipc.Sampling()))
@@ -205,3 +227,139 @@ async def test_the_environment_shows_a_worker_its_device_alone():
     assert _environment(anonymous)["CUDA_VISIBLE_DEVICES"] == "1"
     assert _environment(anonymous)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert _environment(CPU)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+async def test_the_cause_with_the_last_lines_is_in_state_and_in_the_clients_error():
+    async with running() as node:
+        await node.load("a")
+        error = await node.crash("crash")
+        assert "was killed by SIGSEGV; its last words: a kernel failed" in error.message
+        assert node.supervisor.worker.cause == error.message
+        assert node.supervisor.ends == {"sigsegv": 1}
+
+
+async def test_the_last_lines_of_a_hung_worker_reach_its_clients():
+    async with running("hangs") as node:
+        await node.load("hangs")
+        async with node.generate("endless", "hangs") as stream:
+            await stream.read()
+            with pytest.raises(UpstreamFailed, match="last words: entering a long step"):
+                await stream.read()
+
+
+# poison
+
+
+async def test_a_prompt_that_crashed_the_worker_twice_is_refused_the_third_time():
+    async with running(limits=FORGIVING) as node:
+        await node.load("a")
+        for _ in range(2):
+            assert isinstance(await node.crash("crash"), UpstreamFailed)
+        with pytest.raises(PoisonPrompt, match=r"2 crashes .*; the last: .*SIGSEGV.*a kernel"):
+            node.generate("crash")
+        async with node.generate("harmless") as stream:
+            assert ipc.Delta(stream.request, "harmless") in await stream.read()
+
+
+async def test_those_that_ran_beside_a_poison_prompt_are_answered_at_their_next_try():
+    """All retry at once, as agents do: nobody but the culprit pays a second time."""
+    async with running(limits=FORGIVING) as node:
+        await node.load("a")
+        async with node.generate("endless") as beside:
+            await beside.read()
+            await node.crash("crash")
+        bystander = node.generate("endless")  # a suspect too, and now first in line
+        culprit = node.generate("crash")
+        async with bystander, culprit:
+            await bystander.read()
+            assert not culprit.is_started
+        assert isinstance(await node.crash("crash"), UpstreamFailed)
+        with pytest.raises(PoisonPrompt):
+            node.generate("crash")
+        async with node.generate("endless") as again:
+            await again.read()
+
+
+async def test_a_kill_from_outside_blames_no_prompt():
+    async with running(limits=FORGIVING) as node:
+        await node.load("a")
+        for _ in range(3):
+            pid = node.supervisor.worker.pid
+            assert pid is not None
+            async with node.generate("endless") as stream:
+                await stream.read()
+                os.kill(pid, signal.SIGKILL)
+                with pytest.raises(UpstreamFailed):
+                    await stream.read()
+            await node.until(lambda s: s.models["a"].phase == "ready")
+
+
+# a planned restart
+
+
+async def test_a_planned_restart_hands_over_what_was_saved_and_removes_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    async with running() as node:
+        await node.load("a")
+        first = node.supervisor.worker.pid
+        with caplog.at_level("INFO", logger="neuron.supervisor"):
+            await node.restart()
+        assert node.supervisor.models["a"].phase == "ready"
+        assert node.supervisor.worker.pid != first
+        assert node.supervisor.worker.cause is None
+        (ready,) = [r for r in caplog.records if r.message == "worker ready"]
+        assert ready.__dict__["facts"]["system"] == str(first)
+        assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_planned_restart_lets_what_runs_finish_and_nothing_new_begin():
+    async with running() as node:
+        await node.load("a")
+        first = node.supervisor.worker.pid
+        async with node.generate("endless") as stream:
+            await stream.read()
+            restarting = asyncio.create_task(node.restart())
+            await node.until(lambda s: s.models["a"].phase == "recovering")
+            assert node.supervisor.worker.pid == first
+            with pytest.raises(Conflict):
+                await node.restart()
+        await restarting
+        assert node.supervisor.worker.pid != first
+
+
+async def test_what_outlasts_the_drain_ends_with_an_honest_error():
+    async with running() as node:
+        await node.load("a")
+        async with node.generate("endless") as stream:
+            await stream.read()
+            await node.restart(drain_s=0.01)
+            with pytest.raises(UpstreamFailed, match="restarted as planned, and drain_s"):
+                await stream.read()
+
+
+async def test_a_worker_that_does_not_leave_is_killed_and_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(supervisor, "_STOP_S", 0.1)  # nor does it at the end
+    async with running("clinging", Limits(step_timeout_s=0.6, leave_timeout_s=0.1)) as node:
+        await node.load("a")
+        await node.restart()
+        assert node.supervisor.models["a"].phase == "ready"
+        assert node.supervisor.ends == {"planned": 1}
+
+
+async def test_a_crash_during_the_drain_fails_the_restart_and_the_worker_still_comes_back():
+    async with running() as node:
+        await node.load("a")
+        async with node.generate("endless") as stream:
+            await stream.read()
+            restarting = asyncio.create_task(node.restart())
+            await node.until(lambda s: s.models["a"].phase == "recovering")
+            pid = node.supervisor.worker.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(UpstreamFailed, match="SIGKILL"):
+                await restarting
+        await node.until(lambda s: s.models["a"].phase == "ready")
