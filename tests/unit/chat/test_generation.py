@@ -31,7 +31,9 @@ def _request(**more: Any) -> ChatRequest:
 
 async def _prompt(registry: PlayedRegistry, request: ChatRequest, **config: Any) -> str:
     async with await ChatService(registry, NeuronConfig(**config)).open(request):
-        return registry.generate.prompt
+        prompt = registry.generate.prompt
+        assert isinstance(prompt, str)
+        return prompt
 
 
 # sampling

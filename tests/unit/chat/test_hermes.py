@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
@@ -11,36 +10,14 @@ from hypothesis import strategies as st
 
 from neuron.chat.pieces import CallArguments, CallStarted
 from neuron.chat.tool_calls import new_call_id, parser_for
+from tests.unit.chat.called import Seen, cut, parser, read
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 TWO = CALL + '\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
 
 
-def _read(*chunks: str) -> list[str | tuple[str, str]]:
-    """Content as strings, calls as (name, arguments); neighbours merged."""
-    parser = parser_for("<tool_call>", iter(map("call_{}".format, itertools.count())).__next__)
-    assert parser is not None
-    events = [event for chunk in chunks for event in parser.feed(chunk)] + parser.finish()
-    seen: list[str | tuple[str, str]] = []
-    calls = 0
-    for event in events:
-        if isinstance(event, CallStarted):
-            assert (event.index, event.id) == (calls, f"call_{calls}")
-            calls += 1
-            seen.append((event.name, ""))
-        elif isinstance(event, CallArguments):
-            last = seen[-1]
-            assert isinstance(last, tuple)
-            assert event.index == calls - 1
-            assert event.fragment
-            seen[-1] = (last[0], last[1] + event.fragment)
-        else:
-            assert event.text
-            if seen and isinstance(seen[-1], str):
-                seen[-1] += event.text
-            else:
-                seen.append(event.text)
-    return seen
+def _read(*chunks: str) -> Seen:
+    return read("<tool_call>", *chunks)
 
 
 def test_a_call_is_a_name_and_its_arguments_verbatim():
@@ -65,13 +42,11 @@ def test_text_around_a_call_is_content_without_the_seams():
 
 
 def test_the_name_comes_before_the_arguments_are_whole():
-    parser = parser_for("<tool_call>", new_call_id)
-    assert parser is not None
-    assert parser.feed('<tool_call>\n{"name": "write", "argum') == []
-    (started,) = parser.feed('ents": ')[:1] or parser.feed("{")[:1]
-    assert isinstance(started, CallStarted)
-    assert started.name == "write"
-    assert parser.feed('"text": "some') == [CallArguments(0, '"text": "some')]
+    machine = parser("<tool_call>")
+    assert machine.feed('<tool_call>\n{"name": "write", "argum') == []
+    assert machine.feed('ents": ') == []
+    assert machine.feed("{") == [CallStarted(0, "call_0", "write"), CallArguments(0, "{")]
+    assert machine.feed('"text": "some') == [CallArguments(0, '"text": "some')]
 
 
 def test_arguments_first_wait_for_the_name():
@@ -142,6 +117,38 @@ def test_what_is_no_call_is_given_back_whole(text: str):
         assert _read(text[:at], text[at:]) == [text]
 
 
+def test_several_calls_may_share_one_block():
+    one = CALL.removesuffix("\n</tool_call>")
+    rest = '{"name": "add", "arguments": {}}'
+    both = [("get_weather", '{"city": "Paris"}'), ("add", "{}")]
+    assert _read(f"{one}\n{rest}</tool_call>") == both
+    listed = "[" + one.removeprefix("<tool_call>") + f", {rest}]"
+    assert _read(f"<tool_call>{listed}</tool_call>!") == [*both, "!"]
+
+
+def test_a_list_that_goes_wrong_keeps_its_whole_calls_and_the_rest_is_text():
+    assert _read('<tool_call>[{"name": "f"}, {"name": 5}]</tool_call>') == [
+        ("f", "{}"),
+        ', {"name": 5}]</tool_call>',
+    ]
+
+
+def test_a_raw_newline_in_an_argument_is_escaped_as_json_wants_it():
+    text = '<tool_call>{"name": "f", "arguments": {"a":\n"x\ny\t\\n"}}</tool_call>'
+    for at in range(len(text)):
+        ((_, arguments),) = _read(text[:at], text[at:])
+        assert json.loads(arguments) == {"a": "x\ny\t\n"}
+
+
+def test_what_is_given_back_is_not_repaired():
+    text = '<tool_call>{"arguments": {"a": "x\ny"}, "name": 5}'
+    assert _read(text) == [text]
+
+
+def test_an_outer_brace_that_is_missing_does_not_spoil_the_call():
+    assert _read(CALL.replace("}}", "}")) == _read(CALL)
+
+
 def test_a_call_after_a_broken_one_is_found():
     assert _read("<tool_call>oops " + CALL) == ["<tool_call>oops", *_read(CALL)]
 
@@ -186,9 +193,7 @@ def test_any_cut_gives_the_same(parts: list[str], data: st.DataObject | None):
     whole = _read(text)
     assert _read(*text) == whole
     if data is not None:
-        cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-        edges = [0, *cuts, len(text)]
-        assert _read(*(text[a:b] for a, b in itertools.pairwise(edges))) == whole
+        assert _read(*cut(text, data)) == whole
 
 
 @settings(deadline=None)
@@ -214,4 +219,4 @@ def test_ids_are_unique():
 
 
 def test_a_template_without_a_known_format_has_no_parser():
-    assert parser_for("[TOOL_CALLS]") is None
+    assert parser_for("{{ tools }} call as you like") is None

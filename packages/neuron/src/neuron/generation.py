@@ -101,7 +101,8 @@ class ChatService:
             reasoning = KeptReasoning(_opened_by(prompt.text, info.reasoning))
         else:
             reasoning = SplitReasoning()
-        calls = parser_for(prompt.format_text) if _offered_tools(request) else None
+        tools = _offered_tools(request)
+        calls = parser_for(prompt.format_text, tools) if tools else None
         answer = Answer(reasoning, calls)
         stream = self._registry.open(
             ipc.Generate(

@@ -43,6 +43,8 @@ class Answer:
         pieces: list[Piece] = []
         for event in events:
             if isinstance(event, ipc.Delta):
+                if event.channel == "marker" and self._mark(event.text, pieces):
+                    continue
                 for part in self._reasoning.feed(event.channel, event.text):
                     self._add(part, pieces)
             elif isinstance(event, ipc.Started):
@@ -55,7 +57,18 @@ class Answer:
         if self._calls is None or isinstance(part, Thought | Marked):
             pieces.append(part)
             return
-        for piece in self._calls.feed(part.text):
+        self._add_called(self._calls.feed(part.text), pieces)
+
+    def _mark(self, header: str, pieces: list[Piece]) -> bool:
+        """Whether the marker is part of a call, and so nothing to read."""
+        if self._calls is None:
+            return False
+        events, is_of_call = self._calls.mark(header)
+        self._add_called(events, pieces)
+        return is_of_call
+
+    def _add_called(self, events: Iterable[Piece], pieces: list[Piece]) -> None:
+        for piece in events:
             self._has_called |= isinstance(piece, CallStarted)
             pieces.append(piece)
 
@@ -65,9 +78,7 @@ class Answer:
         for part in self._reasoning.finish():
             self._add(part, pieces)
         if self._calls is not None:
-            last = self._calls.finish()
-            self._has_called |= any(isinstance(piece, CallStarted) for piece in last)
-            pieces += last
+            self._add_called(self._calls.finish(), pieces)
         is_call = event.reason == "stop" and self._has_called
         self.ending = Ending("tool_calls" if is_call else event.reason, event.usage)
 

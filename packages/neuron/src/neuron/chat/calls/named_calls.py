@@ -1,0 +1,92 @@
+"""Calls as a name and then their arguments in JSON, with marks of the format's own between them.
+
+`[TOOL_CALLS]name[ARGS]{…}`, which older templates write as `[TOOL_CALLS]` and a list of objects,
+and sections of calls that each have marks around name and arguments.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import msgspec
+
+from neuron.chat.calls.json_calls import JsonCalls, JsonFormat
+from neuron.chat.calls.machine import CallMachine, Steps
+
+__all__ = ["BracketCalls", "SectionCalls", "SectionFormat"]
+
+_BRACKETS = JsonFormat(opens=("[TOOL_CALLS]",))
+
+
+class BracketCalls(JsonCalls):
+    """Both ways to go on after `[TOOL_CALLS]`."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        super().__init__(_BRACKETS, (), new_id)
+
+    def _block(self, mark: str) -> Steps[None]:
+        if (yield from self._peek()) in ("[", "{"):
+            yield from self._calls_of_block()
+            return
+        name = yield from self._word()
+        if not name:
+            return
+        after = yield from self._next_of("[CALL_ID]", "[ARGS]")
+        if after == "[CALL_ID]":  # an id that the model made up; ours are unique
+            yield from self._word()
+            yield from self._next_of("[ARGS]")
+        if (yield from self._peek()) == "{":
+            self._open(name)
+            yield from self._arguments()
+
+
+class SectionFormat(msgspec.Struct, frozen=True):
+    """`arguments` is the mark between name and arguments. In the older of the two ways to write a
+    call, a type stands before it, and behind it the name and a fenced block of JSON."""
+
+    section: str
+    section_end: str
+    call: str
+    arguments: str
+    call_end: str
+
+
+# What some templates put around the name, and OpenAI's API does not.
+_DECORATED = re.compile(r"(?:functions\.)?(?P<name>.+?)(?::\d+)?", re.DOTALL)
+
+
+class SectionCalls(CallMachine):
+    def __init__(self, form: SectionFormat, new_id: Callable[[], str]) -> None:
+        self._form = form
+        super().__init__((form.section, form.call), new_id)
+
+    def _block(self, mark: str) -> Steps[None]:
+        form = self._form
+        if mark == form.section and not (yield from self._next_of(form.call)):
+            return
+        while (yield from self._call()):
+            after = yield from self._next_of(form.call_end)
+            if after:
+                after = yield from self._next_of(form.call, form.section_end)
+            if after != form.call:
+                return
+            self._hold(after)
+
+    def _call(self) -> Steps[bool]:
+        name = yield from self._word()
+        if not name or not (yield from self._next_of(self._form.arguments)):
+            return False
+        is_fenced = False
+        if (yield from self._peek()) != "{":
+            name = yield from self._word()
+            is_fenced = bool(name) and (yield from self._next_of("```")) != ""
+            yield from self._next_of("json")
+            if not name or (yield from self._peek()) != "{":
+                return False
+        met = _DECORATED.fullmatch(name)
+        self._open(met["name"] if met else name)
+        is_whole = yield from self._arguments()
+        if is_whole and is_fenced:
+            yield from self._next_of("```")
+        return is_whole
