@@ -1,222 +1,539 @@
-"""Slots and what they hold."""
+"""Who gets which sequence, with how much of the prompt already in it, through the memory that
+carries it out: a simulated one, so that what the books say can be compared with what is there."""
 
 from __future__ import annotations
 
+from typing import Any
+from unittest.mock import patch
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron.worker.kv import RECOMPUTED, SMALL, Int32s, Slots, common_prefix
+from neuron.worker import kv as kv_module
+from neuron.worker import pool as pool_module
+from neuron.worker import slots as slots_module
+from neuron.worker.host_cache import HostCache
+from neuron.worker.kv import KV, RECOMPUTED, SMALL, Int32s, Placement, Wait
+from neuron.worker.memory import Memory
+from neuron.worker.pool import Pool
+from neuron.worker.slots import Slots
+from tests.unit.worker.simulated_context import SimulatedContext
 
 
 def ids(*tokens: int) -> Int32s:
     return np.array(tokens, np.int32)
 
 
-def held(slots: Slots, slot: int) -> list[int]:
-    return slots.tokens(slot).tolist()
+class Cache:
+    """A KV over a simulated context. `pool` more than 0 makes it unified."""
+
+    def __init__(
+        self,
+        parallel: int,
+        context: int,
+        *,
+        pool: int = 0,
+        sequences: int = 8,
+        can_trim: bool = True,
+        host: HostCache | None = None,
+    ) -> None:
+        self.context = SimulatedContext(pool=pool, can_trim=can_trim)
+        self.kv: KV
+        if pool:
+            self.kv = Pool(parallel, context, cells=pool, sequences=sequences, host=host)
+        else:
+            self.kv = Slots(parallel, context, can_trim=can_trim, host=host)
+        self.memory = Memory(self.context, self.kv)  # pyright: ignore[reportArgumentType]
+
+    def acquire(self, prompt: list[int], **options: Any) -> Placement | Wait | None:
+        return self.memory.acquire(ids(*prompt), **options)
+
+    def compute(self, sequence: int, tokens: list[int]) -> None:
+        self.context.write(sequence, ids(*tokens))
+        self.kv.write(sequence, ids(*tokens))
+
+    def start(self, *prompt: int, **options: Any) -> Placement:
+        """Acquire and compute the whole prompt."""
+        placement = self.acquire([*prompt], **options)
+        assert isinstance(placement, Placement), placement
+        self.compute(placement.sequence, [*prompt[placement.cached :]])
+        return placement
+
+    def generate(self, sequence: int, *tokens: int) -> None:
+        for token in tokens:
+            self.context.write(sequence, ids(token))
+            self.kv.append(ids(sequence), ids(token))
+
+    def serve(self, *prompt: int, answer: tuple[int, ...] = ()) -> Placement:
+        placement = self.start(*prompt)
+        self.generate(placement.sequence, *answer)
+        self.kv.release(placement.sequence)
+        return placement
+
+    def held(self, sequence: int) -> list[int]:
+        """What is there; the books must say the same."""
+        tokens = self.context.tokens(sequence)
+        assert self.kv.tokens(sequence).tolist() == tokens
+        return tokens
 
 
-def serve(slots: Slots, *prompt: int, answer: tuple[int, ...] = ()) -> tuple[int, int]:
-    """Acquire, compute prompt and answer, release."""
-    taken = start(slots, *prompt)
-    for token in answer:
-        slots.append(ids(taken[0]), ids(token))
-    slots.release(taken[0])
-    return taken
+def place(placement: Placement | Wait | None) -> tuple[int, int]:
+    assert isinstance(placement, Placement)
+    return placement.sequence, placement.cached
 
 
-def start(slots: Slots, *prompt: int) -> tuple[int, int]:
-    taken = slots.acquire(ids(*prompt))
-    assert taken is not None
-    slot, kept = taken
-    slots.write(slot, ids(*prompt[kept:]))
-    return taken
+LONG = range(1000, 1000 + 2 * SMALL)
+"""A prompt worth every trouble."""
+
+# the partitioned layout
 
 
 def test_a_first_prompt_gets_an_empty_slot() -> None:
-    assert Slots(4, 16).acquire(ids(1, 2, 3)) == (0, 0)
+    assert place(Cache(4, 16).acquire([1, 2, 3])) == (0, 0)
 
 
 def test_prompts_at_once_get_neighbouring_slots() -> None:
-    slots = Slots(4, 16)
-    assert [start(slots, n, n, n)[0] for n in range(4)] == [0, 1, 2, 3]
+    cache = Cache(4, 16)
+    assert [cache.start(n, n, n).sequence for n in range(4)] == [0, 1, 2, 3]
 
 
 def test_while_others_run_a_neighbour_is_better_than_a_short_prefix_far_away() -> None:
-    slots = Slots(8, 32)
+    cache = Cache(8, 32)
     for n in range(8):
-        start(slots, n, n, n, n)
+        cache.start(n, n, n, n)
     for slot in range(8):
-        slots.release(slot)
-    assert [start(slots, n, n, n, n)[0] for n in (3, 7, 0)] == [3, 2, 1]
+        cache.kv.release(slot)
+    assert [cache.start(n, n, n, n).sequence for n in (3, 7, 0)] == [3, 2, 1]
 
 
 def test_a_long_prefix_is_worth_a_gap_and_a_long_history_is_not_lost_to_be_near() -> None:
-    slots = Slots(4, 2 * SMALL)
+    cache = Cache(4, 2 * SMALL)
     far, near = range(1000, 1000 + SMALL + 9), range(5000, 5000 + SMALL + 9)
-    assert [start(slots, n, n)[0] for n in (0, 1)] == [0, 1]
-    assert start(slots, *near)[0] == 2
-    assert start(slots, *far)[0] == 3
+    assert [cache.start(n, n).sequence for n in (0, 1)] == [0, 1]
+    assert cache.start(*near).sequence == 2
+    assert cache.start(*far).sequence == 3
     for slot in (1, 2, 3):
-        slots.release(slot)
-    assert start(slots, *far, 7)[0] == 3
-    assert start(slots, 9, 9)[0] == 1
-    assert held(slots, 2) == [*near]
+        cache.kv.release(slot)
+    assert cache.start(*far, 7).sequence == 3
+    assert cache.start(9, 9).sequence == 1
+    assert cache.held(2) == [*near]
 
 
 def test_there_is_no_slot_while_all_are_taken() -> None:
-    slots = Slots(1, 16)
-    start(slots, 1, 2, 3)
-    assert not slots.has_free
-    assert slots.acquire(ids(9, 9)) is None
+    cache = Cache(1, 16)
+    cache.start(1, 2, 3)
+    assert not cache.kv.has_free
+    assert cache.acquire([9, 9]) is None
 
 
 def test_a_continued_conversation_finds_its_tokens() -> None:
-    slots = Slots(3, 32)
-    serve(slots, 1, 2, 3, answer=(4, 5))
-    serve(slots, 7, 8, 9)
-    assert slots.acquire(ids(1, 2, 3, 4, 5, 6, 7)) == (0, 5)
-    assert held(slots, 0) == [1, 2, 3, 4, 5]
+    cache = Cache(3, 32)
+    cache.serve(1, 2, 3, answer=(4, 5))
+    cache.serve(7, 8, 9)
+    placement = cache.acquire([1, 2, 3, 4, 5, 6, 7])
+    assert place(placement) == (0, 5)
+    assert isinstance(placement, Placement)
+    assert placement.source == "cache"
+    assert cache.held(0) == [1, 2, 3, 4, 5]
 
 
 def test_the_same_prompt_again_keeps_all_but_its_end() -> None:
-    slots = Slots(2, 32)
-    serve(slots, *range(10), answer=(50, 51))
-    assert slots.acquire(ids(*range(10))) == (0, 10 - RECOMPUTED)
+    cache = Cache(2, 32)
+    cache.serve(*range(10), answer=(50, 51))
+    assert place(cache.acquire([*range(10)])) == (0, 10 - RECOMPUTED)
 
 
 def test_a_few_common_tokens_do_not_cost_another_conversation_its_cache() -> None:
-    slots = Slots(2, 64)
-    serve(slots, 1, 2, *range(10, 30))
-    assert serve(slots, 1, 2, *range(40, 60)) == (1, 0)
-    assert held(slots, 0) == [1, 2, *range(10, 30)]
+    cache = Cache(2, 64)
+    cache.serve(1, 2, *range(10, 30))
+    assert place(cache.serve(1, 2, *range(40, 60))) == (1, 0)
+    assert cache.held(0) == [1, 2, *range(10, 30)]
 
 
 def test_without_an_empty_slot_the_longest_idle_one_goes_but_its_prefix_is_used() -> None:
-    slots = Slots(2, 64)
-    serve(slots, 1, 2, *range(10, 30))
-    serve(slots, 5, 6, *range(40, 60))
-    assert slots.acquire(ids(1, 2, *range(70, 90))) == (0, 2)
+    cache = Cache(2, 64)
+    cache.serve(1, 2, *range(10, 30))
+    cache.serve(5, 6, *range(40, 60))
+    assert place(cache.acquire([1, 2, *range(70, 90)])) == (0, 2)
 
 
 def test_a_prompt_reused_moments_ago_is_not_the_one_to_go() -> None:
-    slots = Slots(2, 64)
-    serve(slots, *range(10))
-    serve(slots, *range(20, 30))
-    serve(slots, *range(12))
-    assert serve(slots, *range(40, 50))[0] == 1
+    cache = Cache(2, 64)
+    cache.serve(*range(10))
+    cache.serve(*range(20, 30))
+    cache.serve(*range(12))
+    assert cache.serve(*range(40, 50)).sequence == 1
 
 
-def test_a_slot_in_use_is_no_cache() -> None:
-    slots = Slots(2, 32)
-    start(slots, *range(8))
-    assert slots.acquire(ids(*range(8))) == (1, 0)
+def test_a_long_prefix_of_a_running_sequence_is_copied() -> None:
+    cache = Cache(2, 2048)
+    cache.start(*LONG, 1, 2, 3)
+    placement = cache.start(*LONG, 7, 8, 9)
+    assert (placement.sequence, placement.cached, placement.source) == (1, len(LONG), "live")
+    assert cache.held(1) == [*LONG, 7, 8, 9]
+
+
+def test_a_short_prefix_of_a_running_sequence_is_computed_again() -> None:
+    cache = Cache(2, 64)
+    cache.start(*range(8))
+    assert place(cache.acquire([*range(8)])) == (1, 0)
+
+
+def test_a_system_prompt_leaves_the_conversation_that_had_it_alone() -> None:
+    cache = Cache(3, 4096)
+    first = range(5000, 5000 + 2 * SMALL)
+    cache.serve(*LONG, *first)
+    placement = cache.start(*LONG, 1, 2, 3)
+    assert (placement.sequence, placement.cached, placement.source) == (1, len(LONG), "cache")
+    assert cache.held(0) == [*LONG, *first]
 
 
 def test_a_cleared_slot_holds_nothing() -> None:
-    slots = Slots(1, 32)
-    serve(slots, 1, 2, 3)
-    slots.clear(0)
-    assert slots.acquire(ids(1, 2, 3)) == (0, 0)
-
-
-def test_memory_that_cannot_be_cut_serves_only_what_continues_all_of_it() -> None:
-    slots = Slots(1, 32, can_trim=False)
-    serve(slots, *range(10))
-    assert slots.acquire(ids(*range(8), 50, 51)) == (0, 0)
-    slots.write(0, ids(*range(10)))
-    slots.release(0)
-    assert slots.acquire(ids(*range(10), 60, 61)) == (0, 10)
+    cache = Cache(1, 32)
+    cache.serve(1, 2, 3)
+    cache.memory.drop(0)
+    assert place(cache.acquire([1, 2, 3])) == (0, 0)
 
 
 def test_appending_writes_one_token_in_each_slot() -> None:
-    slots = Slots(3, 8)
+    cache = Cache(3, 8)
     for n in range(3):
-        start(slots, n, n)
-    slots.append(ids(0, 2), ids(7, 8))
-    assert [held(slots, n) for n in range(3)] == [[0, 0, 7], [1, 1], [2, 2, 8]]
+        cache.start(n, n)
+    cache.kv.append(ids(0, 2), ids(7, 8))
+    assert [cache.kv.tokens(n).tolist() for n in range(3)] == [[0, 0, 7], [1, 1], [2, 2, 8]]
+
+
+# a prefix on its way
+
+
+def test_a_prefix_that_another_is_prefilling_is_waited_for_and_then_shared() -> None:
+    cache = Cache(2, 2048)
+    first = cache.acquire([*LONG, 1, 2, 3])
+    assert isinstance(first, Placement)
+    cache.compute(0, [*LONG[:100]])
+    wait = cache.acquire([*LONG, 7, 8, 9])
+    assert isinstance(wait, Wait)
+    assert (wait.sequence, wait.length) == (0, len(LONG))
+    assert cache.kv.is_on_its_way(wait)
+    cache.compute(0, [*LONG[100:], 1, 2, 3])
+    assert not cache.kv.is_on_its_way(wait)
+    assert cache.start(*LONG, 7, 8, 9).cached == len(LONG)
+
+
+def test_nobody_waits_for_a_prefill_that_was_cancelled() -> None:
+    cache = Cache(2, 2048)
+    cache.acquire([*LONG])
+    wait = cache.acquire([*LONG, 7])
+    assert isinstance(wait, Wait)
+    cache.kv.release(0)
+    assert not cache.kv.is_on_its_way(wait)
+    assert cache.start(*LONG, 7).cached == 0
+
+
+def test_nobody_waits_for_a_prefill_of_lower_rank() -> None:
+    cache = Cache(2, 2048)
+    cache.acquire([*LONG], rank=1)
+    assert place(cache.acquire([*LONG, 7], rank=0)) == (1, 0)
+    cache.kv.release(1)
+    assert isinstance(cache.acquire([*LONG, 7], rank=1), Wait)
+
+
+def test_a_short_prefix_on_its_way_is_not_waited_for() -> None:
+    cache = Cache(2, 64)
+    cache.acquire([*range(20)])
+    assert place(cache.acquire([*range(20)])) == (1, 0)
+
+
+# host memory
+
+
+def test_what_makes_way_is_parked_and_comes_back() -> None:
+    cache = Cache(1, 2048, host=HostCache(10**6))
+    cache.serve(*LONG, answer=(1, 2, 3))
+    cache.serve(*range(5000, 5100))
+    placement = cache.start(*LONG, 1, 2, 3, 4, 5, 6)
+    assert (placement.cached, placement.source) == (len(LONG) + 3, "host")
+    assert cache.held(0) == [*LONG, 1, 2, 3, 4, 5, 6]
+
+
+def test_two_conversations_alternating_in_one_slot_recompute_nothing() -> None:
+    cache = Cache(1, 4096, host=HostCache(10**6))
+    talks = [[*range(1000, 1200)], [*range(3000, 3200)]]
+    for turn in range(6):
+        for talk in talks:
+            talk += [10_000 + turn, 20_000 + turn, 7, 8]
+            placement = cache.serve(*talk, answer=(90, 91, turn))
+            assert turn == 0 or len(talk) - placement.cached == 4
+            talk += [90, 91, turn]
+
+
+def test_a_parked_copy_that_cannot_be_read_is_a_miss_and_is_thrown_away() -> None:
+    host = HostCache(10**6)
+    cache = Cache(1, 2048, host=host)
+    cache.serve(*LONG)
+    cache.serve(*range(5000, 5100))
+    cache.context.fails_to_restore = True
+    placement = cache.start(*LONG, 7)
+    assert (placement.cached, placement.source, placement.miss) == (0, "none", "unusable")
+    assert cache.held(0) == [*LONG, 7]
+    assert host.find("", ids(*LONG), whole=False) is None
+
+
+def test_what_another_sequence_has_too_is_not_parked() -> None:
+    host = HostCache(10**6)
+    cache = Cache(2, 2048, host=host)
+    cache.serve(*LONG)
+    cache.serve(*LONG, *range(400))
+    cache.serve(*range(5000, 5600))
+    assert host.bytes == 0
+
+
+def test_on_unload_everything_that_ended_is_parked() -> None:
+    host = HostCache(10**6)
+    cache = Cache(3, 2048, host=host)
+    for n in range(3):
+        cache.serve(*range(1000 * n, 1000 * n + 100))
+    cache.memory.park_all()
+    later = Cache(1, 2048, host=host)
+    for n in range(3):
+        assert later.serve(*range(1000 * n, 1000 * n + 100), 7, 8, 9).source == "host"
+
+
+# why nothing was found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "miss"),
+    [([1, 2, 3], "short"), ([*range(100)], "unseen"), ([*LONG, 1, 2], "evicted")],
+)
+def test_a_miss_says_why(prompt: list[int], miss: str) -> None:
+    cache = Cache(1, 2048)
+    cache.serve(*LONG)
+    cache.serve(*range(7000, 7100))
+    assert cache.start(*prompt).miss == miss
+
+
+def test_the_first_prompt_of_all_finds_an_empty_cache() -> None:
+    assert Cache(1, 2048).start(*LONG).miss == "empty"
+
+
+# memory that cannot be cut
+
+
+def test_memory_that_cannot_be_cut_serves_only_what_continues_all_of_it() -> None:
+    cache = Cache(1, 128, can_trim=False)
+    cache.serve(*range(50))
+    placement = cache.start(*range(48), 50, 51)
+    assert (placement.cached, placement.miss) == (0, "uncuttable")
+    cache.kv.release(0)
+    assert place(cache.acquire([*range(48), 50, 51, 60, 61])) == (0, 50)
+
+
+def test_a_snapshot_at_a_turn_boundary_serves_those_who_part_after_it() -> None:
+    cache = Cache(1, 128, can_trim=False, host=HostCache(10**6))
+    placement = cache.acquire([*range(50)], stops=(40,))
+    assert isinstance(placement, Placement)
+    cache.compute(0, [*range(40)])
+    cache.memory.snapshot(0)
+    cache.compute(0, [*range(40, 50)])
+    cache.kv.release(0)
+    placement = cache.start(*range(40), 90, 91, 92)
+    assert (placement.cached, placement.source) == (40, "host")
+    assert cache.held(0) == [*range(40), 90, 91, 92]
+
+
+def test_of_memory_that_cannot_be_cut_only_a_snapshot_is_waited_for() -> None:
+    prompt = [*range(1000, 1400)]
+    cache = Cache(2, 2048, can_trim=False, host=HostCache(10**6))
+    cache.acquire(prompt, stops=(300,))
+    wait = cache.acquire([*prompt[:350], 1, 2])
+    assert isinstance(wait, Wait)
+    assert wait.length == 300
+    assert place(cache.acquire([*prompt[:200], 1, 2])) == (1, 0)
+
+
+# the unified layout
+
+
+def test_a_prefix_is_shared_and_its_cells_count_once() -> None:
+    cache = Cache(4, 1024, pool=1024)
+    cache.start(*range(100), 1, 2)
+    placement = cache.start(*range(100), 7, 8)
+    assert (placement.cached, placement.source) == (100, "live")
+    assert cache.kv.cells_used == cache.context.used == 104
+    assert cache.kv.cells_running == 104
+
+
+def test_more_than_may_run_stay_as_cache() -> None:
+    cache = Cache(1, 256, pool=256)
+    for n in range(4):
+        cache.serve(*range(100 * n, 100 * n + 40))
+    assert cache.kv.cells_used == 160
+    for n in range(4):
+        assert cache.serve(*range(100 * n, 100 * n + 40), 7, 8, 9).source == "cache"
+
+
+def test_a_prompt_without_room_waits_and_evicts_nothing() -> None:
+    cache = Cache(2, 100, pool=160)
+    cache.serve(*range(20))
+    cache.start(*range(500, 580))
+    assert cache.acquire([*range(700, 790)]) is None
+    assert [*range(20)] in [cache.held(each) for each in range(8)]
+
+
+def test_the_longest_idle_is_evicted_for_a_prompt_that_needs_its_cells() -> None:
+    cache = Cache(1, 100, pool=100)
+    for n in range(3):
+        cache.serve(*range(100 * n, 100 * n + 30))
+    cache.start(*range(700, 735))
+    left = [cache.held(each) for each in range(8)]
+    assert [[*range(100 * n, 100 * n + 30)] in left for n in range(3)] == [False, True, True]
+
+
+def test_growing_evicts_what_has_ended_and_then_says_that_there_is_no_room() -> None:
+    cache = Cache(2, 60, pool=60)
+    cache.serve(*range(20))
+    running = cache.start(*range(100, 130)).sequence
+    cache.generate(running, *range(10))
+    assert cache.memory.make_room(1)
+    assert cache.kv.cells_used == cache.kv.cells_running == 40
+    cache.generate(running, *range(20))
+    assert not cache.memory.make_room(1)
+
+
+def test_a_suspended_sequence_goes_on_where_it_was() -> None:
+    host = HostCache(0)
+    cache = Cache(2, 200, pool=200, host=host)
+    cache.start(*range(50))
+    cache.generate(0, 7, 8, 9)
+    tokens = ids(*cache.held(0))
+    parked = cache.memory.suspend(0, tokens)
+    assert cache.context.used == cache.kv.cells_used == 0
+    placement = cache.acquire(tokens.tolist(), needs_logits=False)
+    assert isinstance(placement, Placement)
+    assert (placement.cached, placement.source) == (53, "host")
+    assert cache.held(placement.sequence) == tokens.tolist()
+    assert parked is not None
+    host.drop(parked)
+    assert host.size("") == 0
+
+
+# bridges
 
 
 def test_a_gap_between_running_slots_is_bridged() -> None:
-    slots = Slots(4, 600)
+    cache = Cache(4, 600)
     for n in range(4):
-        start(slots, n, n)
-    slots.release(1)
-    assert slots.bridges([0, 2, 3], widest=2, cells=600) == [1]
-    assert slots.bridges([2, 3], widest=2, cells=600) == []
+        cache.start(n, n)
+    cache.kv.release(1)
+    assert cache.kv.bridges([0, 2, 3], widest=2, cells=600) == [1]
+    assert cache.kv.bridges([2, 3], widest=2, cells=600) == []
 
 
 def test_a_wide_gap_costs_more_rows_than_a_pass() -> None:
-    slots = Slots(5, 600)
+    cache = Cache(5, 600)
     for n in range(5):
-        start(slots, n, n)
+        cache.start(n, n)
     for n in (1, 2, 3):
-        slots.release(n)
-    assert slots.bridges([0, 4], widest=2, cells=600) == []
-    assert slots.bridges([0, 4], widest=3, cells=600) == [1, 2, 3]
+        cache.kv.release(n)
+    assert cache.kv.bridges([0, 4], widest=2, cells=600) == []
+    assert cache.kv.bridges([0, 4], widest=3, cells=600) == [1, 2, 3]
 
 
 def test_a_gap_is_not_bridged_over_more_cells_than_the_running_hold() -> None:
-    slots = Slots(3, 600)
+    cache = Cache(3, 600)
     for n in range(3):
-        start(slots, n, n)
-    slots.write(1, np.arange(400, dtype=np.int32))
-    slots.release(1)
-    assert slots.bridges([0, 2], widest=2, cells=600) == []
+        cache.start(n, n)
+    cache.compute(1, [*range(400)])
+    cache.kv.release(1)
+    assert cache.kv.bridges([0, 2], widest=2, cells=600) == []
 
 
 def test_a_gap_holding_a_prompt_in_progress_is_not_bridged() -> None:
-    slots = Slots(3, 600)
+    cache = Cache(3, 600)
     for n in range(3):
-        start(slots, n, n)
-    assert slots.bridges([0, 2], widest=2, cells=600) == []
+        cache.start(n, n)
+    assert cache.kv.bridges([0, 2], widest=2, cells=600) == []
 
 
 def test_a_full_slot_has_no_cell_for_a_bridge() -> None:
-    slots = Slots(3, 256)
+    cache = Cache(3, 256)
     for n in range(3):
-        start(slots, *([n] * 250))
-    slots.write(1, ids(*range(6)))
-    slots.release(1)
-    assert slots.bridges([0, 2], widest=2, cells=256) == []
+        cache.start(*([n] * 250))
+    cache.compute(1, [*range(6)])
+    cache.kv.release(1)
+    assert cache.kv.bridges([0, 2], widest=2, cells=256) == []
 
 
-tokens = st.lists(st.integers(0, 2), max_size=12)
+def test_sequences_of_one_pool_have_no_gaps() -> None:
+    cache = Cache(4, 64, pool=256)
+    for n in range(4):
+        cache.start(n, n)
+    cache.kv.release(1)
+    assert cache.kv.bridges([0, 2, 3], widest=2, cells=256) == []
 
 
-@given(tokens, tokens)
-def test_a_common_prefix_is_common_and_longest(left: list[int], right: list[int]) -> None:
-    size = common_prefix(ids(*left), ids(*right))
-    assert left[:size] == right[:size]
-    assert size == min(len(left), len(right)) or left[size] != right[size]
+requests = st.tuples(
+    st.lists(st.integers(0, 1), min_size=1, max_size=20),  # prompt
+    st.integers(0, 4),  # which running one ends first, if so many run
+    st.integers(0, 12),  # tokens the new one generates at once
+    st.integers(0, 20),  # prompt tokens computed at once
+)
 
 
 @given(
-    st.lists(
-        st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=12), st.integers(0, 3)),
-        max_size=30,
-    ),
-    st.booleans(),
+    st.lists(requests, max_size=30),
+    st.sampled_from([(0, True), (0, False), (50, True), (200, True)]),
+    st.sampled_from([0, 150, 10**6]),
 )
-def test_what_is_kept_is_always_a_true_prefix_and_never_the_whole_prompt(
-    requests: list[tuple[list[int], int]], can_trim: bool
+def test_whatever_comes_the_books_agree_with_the_memory(
+    trace: list[tuple[list[int], int, int, int]], layout: tuple[int, bool], budget: int
 ) -> None:
-    slots = Slots(3, 16, can_trim=can_trim)
-    running: list[int] = []
-    for prompt, wish in requests:
-        if wish < len(running):
-            slots.release(running.pop(wish))
-        before = [held(slots, n) for n in range(3)]
-        taken = slots.acquire(ids(*prompt))
-        if taken is None:
-            assert len(running) == 3
-            continue
-        slot, kept = taken
-        assert slot not in running
-        assert before[slot][:kept] == prompt[:kept]
-        assert kept <= max(len(prompt) - RECOMPUTED, 0)
-        assert can_trim or kept in (0, len(before[slot]))
-        slots.write(slot, ids(*prompt[kept:]))
-        assert held(slots, slot) == prompt
-        running.append(slot)
+    pool, can_trim = layout
+    with (
+        patch.object(kv_module, "WORTH", 3),
+        patch.multiple(slots_module, SMALL=6, WORTH=3, _COPY_WORTH=4),
+        patch.multiple(pool_module, WORTH=3, _MARGIN=2),
+    ):
+        host = HostCache(budget)
+        cache = Cache(3, 32, pool=pool, can_trim=can_trim, host=host)
+        running: dict[int, list[int]] = {}
+        for prompt, leaver, answer, computed in trace:
+            if leaver < len(running):
+                leaving = [*running][leaver]
+                cache.kv.release(leaving)
+                del running[leaving]
+            stops = () if can_trim else (len(prompt) // 2,)
+            placement = cache.acquire(prompt, stops=stops)
+            if isinstance(placement, Wait):
+                assert placement.sequence in running
+                assert running[placement.sequence][: placement.length] == prompt[: placement.length]
+                continue
+            if placement is None:
+                assert len(running) == 3 or pool == 50
+                continue
+            sequence, cached = place(placement)
+            assert sequence not in running
+            assert cache.held(sequence) == prompt[:cached]
+            assert cached <= max(len(prompt) - RECOMPUTED, 0)
+            assert (placement.source == "none") == (cached == 0) == bool(placement.miss)
+            running[sequence] = prompt
+            cache.compute(sequence, prompt[cached : cached + computed])
+            if cached + computed >= len(prompt):
+                for token in range(answer):
+                    if not cache.memory.make_room(1):
+                        break
+                    cache.generate(sequence, token % 2)
+            for each in range(len(cache.kv.lengths)):
+                cache.held(each)
+            assert cache.kv.cells_used == cache.context.used
+            assert cache.kv.cells_running <= cache.kv.cells_used
+            assert host.bytes <= budget
+        for sequence in running:
+            cache.kv.release(sequence)
+        assert cache.kv.cells_running == 0
+        cache.memory.park_all()
+        assert cache.kv.cells_used == cache.context.used == 0
+        assert not len(cache.kv._tree)

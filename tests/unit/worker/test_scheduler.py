@@ -25,7 +25,7 @@ def run(scheduler: Scheduler[Sequence]) -> str:
 def admit(scheduler: Scheduler[Sequence], slot: int, prompt: int, cached: int = 0) -> Sequence:
     sequence = Sequence(prompt_size=prompt)
     scheduler.enqueue(sequence)
-    assert scheduler.start(slot, cached) is sequence
+    scheduler.start(sequence, slot, cached)
     return sequence
 
 
@@ -113,7 +113,7 @@ def test_a_removed_sequence_is_in_no_batch(state: str) -> None:
     sequence = Sequence(prompt_size=20 if state == "prefilling" else 4)
     scheduler.enqueue(sequence)
     if state != "waiting":
-        scheduler.start(0, 0)
+        scheduler.start(sequence, 0, 0)
         run(scheduler)
     scheduler.remove(sequence)
     assert not scheduler.has_work
@@ -124,6 +124,152 @@ def test_no_pass_is_left_with_one_token_of_a_prompt() -> None:
     scheduler = Scheduler[Sequence](16, 4)
     admit(scheduler, 0, prompt=5)
     assert [run(scheduler), run(scheduler)] == ["p0:0-3", "p0:3-5"]
+
+
+def test_sequences_of_one_pool_go_together_whatever_their_lengths() -> None:
+    scheduler = Scheduler[Sequence](100, 50, is_unified=True)
+    for slot, prompt in enumerate((30, 7, 90)):
+        admit(scheduler, slot, prompt)
+    trace = [run(scheduler) for _ in range(2)]
+    assert trace == ["p0:0-30 p1:0-7 p2:0-63", "d0,1"]
+    assert run(scheduler) == "p2:63-90"
+
+
+# who is next
+
+
+def names(scheduler: Scheduler[Sequence]) -> list[str]:
+    """Who would start, in order, if everybody could."""
+    order = []
+    for sequence in scheduler.candidates():
+        order.append(sequence.caller)
+        scheduler.start(sequence, len(order), 0)
+    return order
+
+
+def wait_for(scheduler: Scheduler[Sequence], *callers: str, rank: int = 0) -> None:
+    for caller in callers:
+        scheduler.enqueue(Sequence(prompt_size=4, caller=caller, rank=rank))
+
+
+def test_first_come_first_served() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    wait_for(scheduler, "a", "b", "c")
+    assert names(scheduler) == ["a", "b", "c"]
+
+
+def test_a_burst_takes_turns_with_everybody_else() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    wait_for(scheduler, "burst", "burst", "burst", "burst", "b", "c", "b")
+    assert names(scheduler) == ["burst", "b", "c", "burst", "b", "burst", "burst"]
+
+
+def test_who_has_a_sequence_already_lets_others_start() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    running = Sequence(prompt_size=4, caller="a")
+    scheduler.enqueue(running)
+    scheduler.start(running, 0, 0)
+    wait_for(scheduler, "a", "b")
+    assert next(scheduler.candidates()).caller == "b"
+    scheduler.remove(running)
+    assert next(scheduler.candidates()).caller == "a"
+
+
+def test_interactive_goes_before_batch() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    wait_for(scheduler, "batch", "batch", rank=1)
+    wait_for(scheduler, "human")
+    assert names(scheduler) == ["human", "batch", "batch"]
+
+
+def test_an_interactive_prompt_is_computed_before_a_batch_prompt_in_progress() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    wait_for(scheduler, "batch", rank=1)
+    scheduler.start(scheduler.waiting[0], 0, 0)
+    scheduler.enqueue(Sequence(prompt_size=6, caller="human"))
+    scheduler.start(scheduler.waiting[0], 1, 0)
+    assert run(scheduler) == "p1:0-6"
+
+
+# room
+
+
+def test_the_youngest_makes_way_and_those_of_batch_first() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    wait_for(scheduler, "old", "young")
+    wait_for(scheduler, "batch", rank=1)
+    wait_for(scheduler, "newest")
+    for slot, sequence in enumerate(list(scheduler.waiting)):
+        scheduler.start(sequence, slot, 0)
+    left = []
+    while youngest := scheduler.youngest():
+        left.append(youngest.caller)
+        scheduler.remove(youngest)
+    assert left == ["batch", "newest", "young", "old"]
+
+
+def test_a_suspended_sequence_is_the_next_to_start_and_makes_way_last() -> None:
+    scheduler = Scheduler[Sequence](8, 8)
+    wait_for(scheduler, "a", "b")
+    first, second = scheduler.waiting
+    for slot, sequence in enumerate((first, second)):
+        scheduler.start(sequence, slot, 0)
+    run(scheduler)
+    wait_for(scheduler, "c")
+    scheduler.suspend(second, 9)
+    assert (second.prompt_size, second.computed, second.slot) == (9, 0, -1)
+    assert [sequence.caller for sequence in scheduler.candidates()] == ["b", "c"]
+    scheduler.start(second, 5, 9)
+    assert second in scheduler.decoding
+    assert scheduler.youngest() is first
+
+
+# how much
+
+
+def test_while_someone_runs_a_chunk_is_as_long_as_a_step_may_take() -> None:
+    scheduler = Scheduler[Sequence](512, 512, max_step_ms=100)
+    admit(scheduler, 0, prompt=4)
+    run(scheduler)
+    scheduler.measured(100, 0.2)  # 2 ms a token
+    admit(scheduler, 1, prompt=1000)
+    assert [run(scheduler) for _ in range(4)] == ["p1:0-50", "d0", "p1:50-100", "d0"]
+
+
+def test_while_nobody_runs_a_chunk_is_a_full_batch() -> None:
+    scheduler = Scheduler[Sequence](512, 512, max_step_ms=100)
+    scheduler.measured(100, 0.2)
+    admit(scheduler, 0, prompt=1000)
+    assert run(scheduler) == "p0:0-512"
+
+
+def test_however_slow_the_machine_a_chunk_makes_some_progress() -> None:
+    scheduler = Scheduler[Sequence](512, 512, max_step_ms=1)
+    scheduler.measured(100, 100.0)
+    admit(scheduler, 0, prompt=4)
+    run(scheduler)
+    assert scheduler.budget == 16
+
+
+def test_the_speed_follows_what_is_measured_and_a_few_tokens_tell_nothing() -> None:
+    scheduler = Scheduler[Sequence](10_000, 512, max_step_ms=100)
+    admit(scheduler, 0, prompt=4)
+    run(scheduler)
+    scheduler.measured(100, 0.1)
+    assert scheduler.budget == 100
+    scheduler.measured(2, 1.0)
+    assert scheduler.budget == 100
+    for _ in range(40):
+        scheduler.measured(100, 0.4)
+    assert scheduler.budget == 25
+
+
+def test_a_prefill_pauses_where_a_snapshot_is_due() -> None:
+    scheduler = Scheduler[Sequence](100, 50)
+    sequence = Sequence(prompt_size=60, stops=(20, 45))
+    scheduler.enqueue(sequence)
+    scheduler.start(sequence, 0, 0)
+    assert [run(scheduler) for _ in range(3)] == ["p0:0-20", "p0:20-45", "p0:45-60"]
 
 
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=6), st.integers(8, 40), st.integers(5, 16))

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -53,6 +54,7 @@ from neuron.worker import llama
 from neuron.worker.codec import Codec
 from neuron.worker.embedding import EmbeddingEngine
 from neuron.worker.engine import Engine
+from neuron.worker.host_cache import HostCache, space_of
 from neuron.worker.load import LoadedModel, LoadedPooler, load, resident_bytes
 from neuron.worker.outbox import Outbox
 from neuron.worker.tokenizing import Tokenizing
@@ -60,6 +62,7 @@ from neuron.worker.tokenizing import Tokenizing
 __all__ = ["Worker"]
 
 _LOAD_PROGRESS_EVERY_S = 0.1
+_PARKING_S = 20.0
 _EXIT_BROKEN = 70  # EX_SOFTWARE
 
 
@@ -81,6 +84,7 @@ class Worker:
         self._report_every_s = report_every_s
         self._restore = restore
         self.outbox = Outbox(sock)
+        self.host = HostCache()
         self._models: dict[str, _Model] = {}
         self.loading = threading.Lock()
         """One load at a time: what a load adds to the memory held is then its own."""
@@ -89,6 +93,8 @@ class Worker:
     def run(self) -> NoReturn:
         """Serve until the parent says Shutdown or is gone, or SIGTERM and nothing in flight."""
         llama.start(extra_kernels=self._extra_kernels)
+        if self._restore:
+            self.host.restore(Path(self._restore))
         version, system = llama.versions()
         self.outbox.send(Hello(os.getpid(), version, system))
         wake = self._catch_sigterm()
@@ -157,6 +163,8 @@ class Worker:
                 else:
                     model.unload(command.op)
             case Shutdown():
+                if command.save_to:
+                    self._save(command.save_to)
                 self.exit(0)
 
     def _ask(self, command: Ask) -> None:
@@ -180,6 +188,15 @@ class Worker:
     def forget(self, name: str) -> None:
         """The model's thread has freed everything."""
         del self._models[name]
+
+    def _save(self, folder: str) -> None:
+        """Leave what is cached to the next worker. An engine that hangs leaves nothing."""
+        models = list(self._models.values())
+        for model in models:
+            model.stop()
+        for model in models:
+            model.join(_PARKING_S)
+        self.host.save(Path(folder))
 
     def _report_progress(self) -> None:
         engines = [model.engine for model in list(self._models.values())]
@@ -244,6 +261,10 @@ class _Model(threading.Thread):
 
     def unload(self, op: int) -> None:
         self._unload_ops.append(op)
+        self.stop()
+
+    def stop(self) -> None:
+        """End the engine, which parks what it has cached."""
         if (engine := self.engine) is not None:
             engine.stop(self._unloaded_fault())
 
@@ -295,7 +316,16 @@ class _Model(threading.Thread):
         name, worker = self._command.model, self._worker
         if isinstance(loaded, LoadedPooler):
             return EmbeddingEngine(name, loaded, emit=worker.outbox.send, die=worker.die)
-        return Engine(name, loaded, emit=worker.outbox.send, die=worker.die)
+        params = self._command.params
+        worker.host.limit(params.host_cache_mb * 2**20)
+        return Engine(
+            name,
+            loaded,
+            emit=worker.outbox.send,
+            die=worker.die,
+            host=worker.host,
+            space=space_of(self._command.path, params),
+        )
 
     def _on_progress(self, fraction: float) -> bool:
         """Tell the parent, ten times a second at most and at the end; False gives up."""

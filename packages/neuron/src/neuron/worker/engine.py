@@ -35,14 +35,22 @@ from cortex_core.wire.ipc import (
     Step,
 )
 from neuron.worker import llama
-from neuron.worker.kv import Slots
+from neuron.worker.host_cache import HostCache
+from neuron.worker.kv import KV, Wait
 from neuron.worker.load import LoadedModel
+from neuron.worker.memory import Memory
+from neuron.worker.pool import Pool
+from neuron.worker.prompt import prompt_tokens, turn_boundaries
 from neuron.worker.reasoning import ReasoningState, starts_inside
 from neuron.worker.sampling import sampler_for
 from neuron.worker.scheduler import Batch, Scheduler
+from neuron.worker.slots import Slots
 from neuron.worker.stream import Stream
 
 __all__ = ["Engine"]
+
+_LOOK_AGAIN_S = 0.05
+_EXPIRE_EVERY_S = 0.25
 
 _REFUSED = {1: "no free cells for the batch", -1: "the batch is not valid"}
 """llama_decode's codes that leave the context as it was; only the batch's requests fail."""
@@ -62,9 +70,14 @@ class Engine:
         *,
         emit: Callable[[Step], None],
         die: Callable[[str], None],
+        host: HostCache | None = None,
+        space: str = "",
     ) -> None:
+        """Sequences are parked in `host` under `space`, which names the model file."""
         self._name = name
         self._loaded = loaded
+        self._host = HostCache(0) if host is None else host
+        self._space = space
         self._vocabulary = loaded.model.vocabulary
         self._end_ids = np.array(sorted(self._vocabulary.end_ids), np.int32)
         self._emit = emit
@@ -109,7 +122,8 @@ class Engine:
     def state(self) -> ModelLoad:
         """The load now; `step_s` ages while a step hangs."""
         began = self._step_began
-        scheduler = self._scheduler
+        scheduler, kv = self._scheduler, self._kv
+        running = kv.cells_running
         return ModelLoad(
             model=self._name,
             steps=self._steps,
@@ -117,6 +131,10 @@ class Engine:
             running=len(scheduler.decoding) + len(scheduler.prefilling),
             waiting=len(scheduler.waiting) + len(self._inbox),
             step_s=time.monotonic() - began if began else 0.0,
+            cells=kv.cells,
+            cells_running=running,
+            cells_cached=max(kv.cells_used - running, 0),
+            host_bytes=self._host.size(self._space),
         )
 
     # the engine's thread
@@ -136,15 +154,21 @@ class Engine:
         self._flush()
 
     def close(self) -> None:
+        """Park what is cached, and free everything."""
+        self._memory.park_all()
         self._context.free()
         self._loaded.model.free()
 
     def _turn(self) -> None:
         self._drain()
+        self._expire()
         self._admit()
+        self._make_room()
         self._flush()
         batch = self._scheduler.next()
         if batch is None:
+            with self._arrival:  # all who wait do so for room that only time or a command brings
+                self._arrival.wait(_LOOK_AGAIN_S)
             return
         self._step_began = time.monotonic()
         try:
@@ -183,7 +207,7 @@ class Engine:
                 self._failed.append(Failed(command.request, fault))
 
     def _accept(self, command: Generate) -> None:
-        prompt = self._vocabulary.tokenize(command.prompt)
+        prompt = prompt_tokens(self._vocabulary, command)
         size, context = len(prompt), self._loaded.info.context
         if size == 0:
             raise InvalidRequest("the prompt has no tokens")
@@ -209,24 +233,82 @@ class Engine:
             pieces=self._loaded.pieces,
             reasoning=reasoning,
             sampler=sampler_for(command.sampling),
+            deadline=time.monotonic() + self._loaded.params.max_wait_s,
+            stops=() if self._kv.can_trim else turn_boundaries(prompt, self._vocabulary.end_ids),
         )
         self._streams[command.request] = stream
         self._scheduler.enqueue(stream)
 
+    def _expire(self) -> None:
+        """Those who have waited too long hear it."""
+        now = time.monotonic()
+        if not self._scheduler.waiting or now < self._expire_at:
+            return
+        self._expire_at = now + _EXPIRE_EVERY_S
+        late = [s for s in self._scheduler.waiting if now >= s.deadline and not s.started]
+        for stream in late:
+            self._release(stream)
+            waited = self._loaded.params.max_wait_s
+            fault = NoCapacity(
+                f"the model {self._name!r} had no room for the request within {waited:g} s "
+                f"(engine.max_wait_s): {len(self._scheduler.decoding)} requests are running and "
+                f"{len(self._scheduler.waiting)} waiting"
+            ).fault
+            self._failed.append(Failed(stream.request, fault))
+
     def _admit(self) -> None:
+        """Give sequences to those who wait, in the scheduler's order. Who waits for another's
+        prefill is passed over; nobody passes one who waits for room."""
+        scheduler, kv = self._scheduler, self._kv
+        if not scheduler.waiting or not kv.has_free:
+            return
+        for stream in scheduler.candidates():
+            if stream.wait is not None and kv.is_on_its_way(stream.wait):
+                continue
+            placement = self._memory.acquire(
+                stream.todo,
+                needs_logits=not stream.resumes,
+                rank=stream.rank,
+                stops=stream.stops,
+            )
+            if placement is None:
+                return
+            if isinstance(placement, Wait):
+                stream.wait = placement
+                continue
+            stream.wait = None
+            self._unpark(stream)
+            scheduler.start(stream, placement.sequence, placement.cached)
+            self._is_composed = False
+            if not stream.started:
+                stream.started = True
+                stream.cached = placement.cached
+                self._started.append(
+                    Started(
+                        stream.request,
+                        len(stream.prompt),
+                        placement.cached,
+                        placement.source,
+                        placement.miss,
+                    )
+                )
+
+    def _unpark(self, stream: Stream) -> None:
+        if stream.parked is not None:
+            self._host.drop(stream.parked)
+            stream.parked = None
+
+    def _make_room(self) -> None:
+        """The running sequences' next tokens need cells. Where the pool has none, what has ended
+        goes; then the youngest waits in host memory until there is room again."""
         scheduler = self._scheduler
-        while scheduler.waiting and self._slots.has_free:
-            stream = scheduler.waiting[0]
-            acquired = self._slots.acquire(stream.prompt)
-            assert acquired is not None
-            slot, cached = acquired
-            if not self._context.trim(slot, cached):
-                self._context.trim(slot, 0)
-                self._slots.clear(slot)
-                cached = 0
-            scheduler.start(slot, cached)
-            stream.cached = cached
-            self._started.append(Started(stream.request, len(stream.prompt), cached))
+        while scheduler.decoding and not self._memory.make_room(len(scheduler.decoding)):
+            stream = scheduler.youngest()
+            assert stream is not None
+            held = self._kv.tokens(stream.slot).copy()
+            parked = self._memory.suspend(stream.slot, held)
+            scheduler.suspend(stream, stream.suspend(held, parked))
+            self._is_composed = False
 
     def _compute(self, batch: Batch[Stream]) -> None:
         if batch.chunks:
@@ -240,21 +322,29 @@ class Engine:
         end = 0
         for chunk in batch.chunks:
             rows = slice(end, end := end + chunk.stop - chunk.start)
-            context.tokens[rows] = chunk.sequence.prompt[chunk.start : chunk.stop]
+            context.tokens[rows] = chunk.sequence.todo[chunk.start : chunk.stop]
             context.positions[rows] = np.arange(chunk.start, chunk.stop)
             context.sequences[rows] = chunk.sequence.slot
             context.outputs[rows] = 0
             context.outputs[end - 1] = chunk.is_last
+        began = time.monotonic()
         self._decode(end)
+        context.synchronize()
+        self._scheduler.measured(end, time.monotonic() - began)
         self._tokens += end
         for chunk in batch.chunks:
-            self._slots.write(chunk.sequence.slot, chunk.sequence.prompt[chunk.start : chunk.stop])
+            stream = chunk.sequence
+            self._kv.write(stream.slot, stream.todo[chunk.start : chunk.stop])
+            if chunk.stop in stream.stops:
+                self._memory.snapshot(stream.slot)
         self._scheduler.computed(batch)
         complete = [chunk.sequence for chunk in batch.chunks if chunk.is_last]
         if not complete:
             return
         logits = context.logits(len(complete))
         for row, stream in enumerate(complete):
+            if stream.resumes:  # its next token was chosen before it was suspended
+                continue
             if stream.is_unending:
                 logits[row, self._end_ids] = -np.inf
             token = self._choose(stream, logits, row)
@@ -266,7 +356,7 @@ class Engine:
         context = self._context
         self._rows = streams = list(self._scheduler.decoding)
         slots = [stream.slot for stream in streams]
-        self._bridges = self._slots.bridges(
+        self._bridges = self._kv.bridges(
             slots, widest=self._loaded.widest_bridge, cells=context.cells
         )
         rows = np.array(sorted(slots + self._bridges), np.int32)
@@ -289,13 +379,13 @@ class Engine:
     def _decode_rows(self) -> None:
         if not self._is_composed:
             self._compose()
-        context, streams, slots = self._context, self._rows, self._slots
+        context, streams, kv = self._context, self._rows, self._kv
         size = len(self._all_slots)
-        context.positions[:size] = slots.lengths[self._all_slots]
+        context.positions[:size] = kv.lengths[self._all_slots]
         self._decode(size)
         for slot in self._bridges:
-            context.trim(slot, int(slots.lengths[slot]))
-        slots.append(self._row_slots, context.tokens[self._at])
+            context.trim(slot, int(kv.lengths[slot]))
+        kv.append(self._row_slots, context.tokens[self._at])
         self._tokens += len(streams)
         logits = context.logits(len(streams))
         if self._masked is not None:
@@ -323,7 +413,7 @@ class Engine:
     def _choose(self, stream: Stream, logits: np.ndarray, row: int) -> int:
         if stream.sampler is None:
             return int(logits[row].argmax())
-        history = self._slots.tokens(stream.slot)
+        history = self._kv.tokens(stream.slot)
         return stream.sampler.choose(logits, row, history, len(stream.prompt), self._context)
 
     def _finish(self, stream: Stream, reason: FinishReason) -> None:
@@ -335,7 +425,8 @@ class Engine:
         self._scheduler.remove(stream)
         del self._streams[stream.request]
         if stream.slot >= 0:
-            self._slots.release(stream.slot)
+            self._kv.release(stream.slot)
+        self._unpark(stream)
         stream.free()
 
     def _drop(self, batch: Batch[Stream], fault: Fault) -> None:
@@ -343,8 +434,7 @@ class Engine:
         streams = [*batch.decode, *(chunk.sequence for chunk in batch.chunks)]
         for stream in streams:
             self._release(stream)
-            self._context.trim(stream.slot, 0)
-            self._slots.clear(stream.slot)
+            self._memory.drop(stream.slot)
             self._failed.append(Failed(stream.request, fault))
 
     def _fail_all(self, fault: Fault) -> None:
@@ -369,9 +459,32 @@ class Engine:
     def _reset(self) -> None:
         """Empty bookkeeping for a fresh context."""
         info, context = self._loaded.info, self._context
-        can_trim = self._loaded.model.can_trim
-        self._slots = Slots(info.parallel, info.context, can_trim=can_trim)
-        self._scheduler: Scheduler[Stream] = Scheduler(context.batch, context.ubatch)
+        self._kv: KV
+        if context.is_unified:
+            self._kv = Pool(
+                info.parallel,
+                info.context,
+                cells=info.cells,
+                sequences=llama.MAX_SEQUENCES,
+                host=self._host,
+                space=self._space,
+            )
+        else:
+            self._kv = Slots(
+                info.parallel,
+                info.context,
+                can_trim=self._loaded.model.can_trim,
+                host=self._host,
+                space=self._space,
+            )
+        self._memory = Memory(context, self._kv)
+        self._scheduler: Scheduler[Stream] = Scheduler(
+            context.batch,
+            context.ubatch,
+            max_step_ms=self._loaded.params.max_step_ms,
+            is_unified=context.is_unified,
+        )
+        self._expire_at = 0.0
         self._is_composed = False
         self._rows: list[Stream] = []
         self._bridges: list[int] = []

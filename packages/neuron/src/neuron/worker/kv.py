@@ -1,17 +1,37 @@
-"""Which sequence slot holds which tokens. Pure: it decides, the engine carries out.
+"""Which sequence holds which tokens, and which one a new prompt gets. Pure: it decides, `memory`
+carries out.
 
-The `partitioned` layout: every slot owns cells for `context` tokens. A finished sequence's tokens
-stay in its slot as cache until another prompt takes the slot.
+Two layouts behind one face: `slots`, where each sequence has cells of its own, and `pool`, where
+all share them. In both a finished sequence's tokens stay as cache until its place is needed.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RECOMPUTED", "SMALL", "Slots", "common_prefix"]
+from cortex_core.wire.ipc import CacheSource
+from neuron.worker.host_cache import HostCache, Parked
+from neuron.worker.prefix_tree import PrefixTree
+
+__all__ = [
+    "KV",
+    "RECOMPUTED",
+    "SMALL",
+    "WORTH",
+    "Copy",
+    "Op",
+    "Park",
+    "Placement",
+    "Restore",
+    "Trim",
+    "Wait",
+    "Want",
+]
 
 Int32s = npt.NDArray[np.int32]
 
@@ -20,127 +40,342 @@ RECOMPUTED = 2
 a batch of two takes the same matrix kernels as a long prompt (a single row has its own), so that
 an answer from cache equals a cold one where llama.cpp's kernels allow it."""
 
-
 SMALL = 256
 """Tokens that are computed again sooner than a gap between slots costs: one more pass over the
 weights for every token of an answer, against a fraction of that per token of a prompt."""
 
+WORTH = 32
+"""Tokens a prefix must have, or have more than another, to be copied, awaited, parked or brought
+back: what all chats of a template begin with is not worth the trouble."""
 
-def common_prefix(left: Int32s, right: Int32s) -> int:
-    """Length of the longest common prefix."""
-    size = min(len(left), len(right))
-    differs = left[:size] != right[:size]
-    first = int(differs.argmax()) if size else 0
-    return first if size and differs[first] else size
+_FORGOTTEN = 64
+"""Sequences whose tokens are remembered after their data went, to say so on a miss."""
 
 
-class Slots:
-    """`parallel` slots of `context` tokens. `can_trim`: the memory can drop a sequence's tail;
-    where it cannot, a slot's cache is of use only to a prompt that continues all of it."""
+@dataclass(slots=True)
+class Park:
+    """Save the sequence to host memory, as `tokens`, before its cells are taken."""
 
-    def __init__(self, parallel: int, context: int, *, can_trim: bool = True) -> None:
+    sequence: int
+    tokens: Int32s
+
+
+@dataclass(slots=True)
+class Trim:
+    sequence: int
+    length: int
+
+
+@dataclass(slots=True)
+class Copy:
+    """The first `length` tokens of `source` into the empty `target`."""
+
+    source: int
+    target: int
+    length: int
+
+
+@dataclass(slots=True)
+class Restore:
+    """A parked sequence into an empty one, then keep `length` tokens."""
+
+    entry: Parked
+    sequence: int
+    length: int
+
+
+Op = Park | Trim | Copy | Restore
+
+
+@dataclass(slots=True)
+class Placement:
+    """A sequence for the prompt, which holds `cached` of its tokens once `ops` are done."""
+
+    sequence: int
+    cached: int = 0
+    source: CacheSource = "none"
+    miss: str = ""
+    ops: list[Op] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Want:
+    """A prompt that asks for a sequence: who shares how much of it (`shared`), and how much of it
+    at most may come from a cache (`limit`)."""
+
+    prompt: Int32s
+    shared: dict[int, int]
+    limit: int
+
+
+class _Busy:
+    """A sequence in use: `planned` tokens of prompt are or will be computed, with a snapshot at
+    each of `stops`. `rank` 0 goes before 1."""
+
+    __slots__ = ("planned", "rank", "stops")
+
+    def __init__(self, planned: int, rank: int, stops: tuple[int, ...]) -> None:
+        self.planned = planned
+        self.rank = rank
+        self.stops = stops
+
+
+@dataclass(slots=True)
+class Wait:
+    """Another's prefill will have `length` tokens of the prompt; then it is time to ask again."""
+
+    sequence: int
+    length: int
+    holder: _Busy
+
+
+class KV(ABC):
+    """Sequences of at most `context` tokens, `parallel` of them in use. `can_trim`: the memory can
+    drop a sequence's tail; where it cannot, a sequence is of use only to a prompt that continues
+    all of it. Parked ones are in `host` under `space`, the name of the model file."""
+
+    def __init__(
+        self,
+        parallel: int,
+        context: int,
+        *,
+        sequences: int,
+        can_trim: bool,
+        host: HostCache | None,
+        space: str,
+    ) -> None:
         self.parallel = parallel
         self.context = context
         self.can_trim = can_trim
-        self._tokens: Int32s = np.zeros((parallel, context), np.int32)
-        self.lengths: Int32s = np.zeros(parallel, np.int32)
-        self._busy = [False] * parallel
-        self._released = [0] * parallel
+        self.space = space
+        self.host = HostCache(0) if host is None else host
+        self._tokens: Int32s = np.zeros((sequences, context), np.int32)  # pages come as used
+        self.lengths: Int32s = np.zeros(sequences, np.int32)
+        self._busy: dict[int, _Busy] = {}
+        self._tree: PrefixTree[int] = PrefixTree()
+        self._indexed = [0] * sequences
+        self._forgotten: PrefixTree[int] = PrefixTree()
+        self._forgotten_keys: OrderedDict[int, None] = OrderedDict()
+        self._released = [0] * sequences
         self._clock = 0
+
+    # what a layout decides
+
+    @property
+    @abstractmethod
+    def cells(self) -> int:
+        """In all."""
+
+    @property
+    @abstractmethod
+    def cells_running(self) -> int:
+        """Seen by sequences in use. Any thread may ask: a moment's approximation."""
+
+    @property
+    @abstractmethod
+    def cells_used(self) -> int:
+        """Seen by any sequence."""
+
+    @property
+    @abstractmethod
+    def _copy_worth(self) -> int:
+        """Tokens that a prefix must have more than another to be copied or awaited."""
+
+    @abstractmethod
+    def _place(self, want: Want, source: int, best: int, entry: Parked | None) -> Placement | None:
+        """A sequence for a prompt of which `source` has `best` tokens, the longest prefix; or of
+        which `entry` has them: then an empty one with room for all of the entry."""
+
+    def make_room(self, count: int) -> list[Op] | None:
+        """What to evict so that `count` more cells can be written; None if that is not enough."""
+        return []
+
+    def bridges(self, sequences: list[int], *, widest: int, cells: int) -> list[int]:
+        """Ended sequences that are worth a throw-away row each."""
+        return []
+
+    # facts
 
     @property
     def has_free(self) -> bool:
-        return not all(self._busy)
+        return len(self._busy) < self.parallel
 
-    def tokens(self, slot: int) -> Int32s:
-        """The tokens whose KV the slot holds (a view)."""
-        return self._tokens[slot, : self.lengths[slot]]
+    def tokens(self, sequence: int) -> Int32s:
+        """The tokens whose KV the sequence holds (a view)."""
+        return self._tokens[sequence, : self.lengths[sequence]]
 
-    def acquire(self, prompt: Int32s) -> tuple[int, int] | None:
-        """A slot for the prompt and how many of its tokens the slot already holds, or None while
-        all are taken. The memory must be trimmed to that length; if it refuses, `clear`.
+    def is_on_its_way(self, wait: Wait) -> bool:
+        """Whether what is waited for is still being computed."""
+        holder = self._busy.get(wait.sequence)
+        return holder is wait.holder and self.lengths[wait.sequence] < wait.length
 
-        A prefix is worth having if it is half of the prompt or half of what the slot holds: every
-        chat begins with the same few tokens of its template, and for those alone nobody's history
-        should go. The free slot with the longest prefix worth having wins. Without any, one that
-        loses little: the nearest to the slots in use, for rows of neighbours are computed in one
-        pass; then an empty one, then the one idle for longest. While others run, what can be
-        computed again in a moment (`SMALL`) counts for less than being near.
+    # placing
+
+    def acquire(
+        self,
+        prompt: Int32s,
+        *,
+        needs_logits: bool = True,
+        rank: int = 0,
+        stops: tuple[int, ...] = (),
+    ) -> Placement | Wait | None:
+        """A sequence for the prompt; or whose prefill to wait for; or None while there is no room.
+
+        `needs_logits` False: the prompt's last token need not be computed again.
         """
-        best: tuple[int, int] | None = None
-        best_rank: tuple[int, bool, int, int, bool, int] | None = None
-        is_anyone_running = any(self._busy)
-        for slot in range(self.parallel):
-            if self._busy[slot]:
-                continue
-            held = int(self.lengths[slot])
-            kept = self._usable(slot, prompt)
-            worth = kept if 2 * kept >= min(len(prompt), held) else 0
-            loses_little = held - kept < SMALL
-            rank = (
-                0 if is_anyone_running and worth < SMALL else worth,
-                loses_little,
-                -self._distance(slot) if loses_little else 0,
-                worth,
-                held == 0,
-                -self._released[slot],
-            )
-            if best_rank is None or rank > best_rank:
-                best, best_rank = (slot, kept), rank
-        if best is None:
+        if not self.has_free:
             return None
-        slot, kept = best
-        self._busy[slot] = True
-        self.lengths[slot] = kept
-        return slot, kept
+        limit = max(len(prompt) - RECOMPUTED, 0) if needs_logits else len(prompt)
+        self._index_answers()
+        shared = self._tree.shared(prompt)
+        best, source = self._longest(shared, limit)
+        parked = self.host.find(self.space, prompt, whole=not self.can_trim)
+        in_host = min(parked[0], limit) if parked else 0
+        if parked and not self.can_trim and parked[0] > limit:
+            in_host = 0
+        coming = self._coming(shared, limit, rank)
+        if coming is not None and coming.length >= max(best, in_host) + self._copy_worth:
+            return coming
+        entry = parked[1] if parked and in_host >= best + WORTH else None
+        if entry is not None:
+            source, best = -1, in_host
+        placement = self._place(Want(prompt, shared, limit), source, best, entry)
+        if placement is None:
+            return None
+        if entry is not None:
+            placement.ops.append(Restore(entry, placement.sequence, in_host))
+            placement.cached, placement.source = in_host, "host"
+        if placement.cached == 0:
+            placement.miss = self._why_missed(prompt, shared)
+        sequence, cached = placement.sequence, placement.cached
+        self._tokens[sequence, :cached] = prompt[:cached]
+        self.lengths[sequence] = cached
+        self._busy[sequence] = _Busy(len(prompt), rank, stops)
+        self._tree.put(sequence, prompt)
+        self._indexed[sequence] = len(prompt)
+        return placement
 
-    def _usable(self, slot: int, prompt: Int32s) -> int:
-        held = self.tokens(slot)
-        kept = min(common_prefix(held, prompt), max(len(prompt) - RECOMPUTED, 0))
-        if not self.can_trim and kept != len(held):
+    def _longest(self, shared: dict[int, int], limit: int) -> tuple[int, int]:
+        """(length, sequence) of the longest prefix that is computed; one that has ended first."""
+        best, source = 0, -1
+        for sequence in shared:
+            usable = self._usable(sequence, shared, limit)
+            if usable > best or (usable == best > 0 and source in self._busy):
+                best, source = usable, sequence
+        return best, source
+
+    def _usable(self, sequence: int, shared: dict[int, int], limit: int) -> int:
+        held = int(self.lengths[sequence])
+        usable = min(shared.get(sequence, 0), held, limit)
+        if not self.can_trim and (usable != held or sequence in self._busy):
             return 0
-        return kept
+        return usable
 
-    def _distance(self, slot: int) -> int:
-        """How far the nearest slot in use is; 0 when none is."""
-        return min((abs(slot - other) for other, busy in enumerate(self._busy) if busy), default=0)
+    def _coming(self, shared: dict[int, int], limit: int, rank: int) -> Wait | None:
+        """The longest prefix that a prefill in progress will have; never one that goes after us."""
+        best: Wait | None = None
+        for sequence, common in shared.items():
+            holder = self._busy.get(sequence)
+            if holder is None or holder.rank > rank:
+                continue
+            target = min(common, holder.planned, limit)
+            if not self.can_trim:
+                target = max((stop for stop in holder.stops if stop <= target), default=0)
+            if self.lengths[sequence] < target and (best is None or target > best.length):
+                best = Wait(sequence, target, holder)
+        return best
 
-    def clear(self, slot: int) -> None:
-        """The slot's memory holds nothing any more."""
-        self.lengths[slot] = 0
+    def _why_missed(self, prompt: Int32s, shared: dict[int, int]) -> str:
+        if len(prompt) <= WORTH:
+            return "short"
+        if not self.can_trim and max(shared.values(), default=0) >= WORTH:
+            return "uncuttable"
+        if max(self._forgotten.shared(prompt).values(), default=0) >= WORTH:
+            return "evicted"
+        return "unseen" if len(self._tree) or len(self._forgotten) else "empty"
 
-    def write(self, slot: int, tokens: Int32s) -> None:
-        """A part of a prompt was computed."""
-        start = self.lengths[slot]
-        self._tokens[slot, start : start + len(tokens)] = tokens
-        self.lengths[slot] = start + len(tokens)
+    # changing
 
-    def append(self, slots: Int32s, tokens: Int32s) -> None:
-        """One more token was computed in each of `slots`."""
-        self._tokens[slots, self.lengths[slots]] = tokens
-        self.lengths[slots] += 1
+    def _kind(self, source: int) -> CacheSource:
+        return "live" if source in self._busy else "cache"
 
-    def release(self, slot: int) -> None:
-        """Its sequence ended; what it holds stays as cache."""
-        self._busy[slot] = False
+    def _give_up(self, sequence: int, length: int) -> list[Op]:
+        """A sequence that has ended keeps `length` tokens; the rest is parked if it is the only
+        copy and worth it."""
+        ops: list[Op] = []
+        held = self.tokens(sequence)
+        if len(held) == length:
+            return ops
+        if len(held) - length >= WORTH:
+            tokens = held.copy()
+            self._remember(tokens)
+            if not self._has_copy(sequence, tokens):
+                ops.append(Park(sequence, tokens))
+        ops.append(Trim(sequence, length))
+        self.lengths[sequence] = length
+        self._tree.cut(sequence, length) if length else self._tree.drop(sequence)
+        self._indexed[sequence] = length
+        return ops
+
+    def _has_copy(self, sequence: int, tokens: Int32s) -> bool:
+        if self.host.covers(self.space, tokens, whole=not self.can_trim):
+            return True
+        return self.can_trim and any(
+            length == len(tokens) <= self.lengths[other]
+            for other, length in self._tree.shared(tokens).items()
+            if other != sequence
+        )
+
+    def _remember(self, tokens: Int32s) -> None:
         self._clock += 1
-        self._released[slot] = self._clock
+        self._forgotten.put(self._clock, tokens)
+        self._forgotten_keys[self._clock] = None
+        if len(self._forgotten_keys) > _FORGOTTEN:
+            oldest, _ = self._forgotten_keys.popitem(last=False)
+            self._forgotten.drop(oldest)
 
-    def bridges(self, slots: list[int], *, widest: int, cells: int) -> list[int]:
-        """Idle slots between `slots` (ascending) that are worth a throw-away row each.
+    def _index_answers(self) -> None:
+        """Tokens generated since the last look go into the index."""
+        for sequence in self._busy:
+            length, indexed = int(self.lengths[sequence]), self._indexed[sequence]
+            if length > indexed:
+                self._tree.extend(sequence, self._tokens[sequence, indexed:length])
+                self._indexed[sequence] = length
 
-        llama.cpp computes rows of different sequences in one pass only where the sequence numbers
-        have no gap; every gap costs one more pass over the weights. A row in each slot of the gap
-        closes it, if there are no more than `widest`. Not where such a slot holds more than the
-        longest of `slots`: all rows would have to pass over as many of the `cells`.
-        """
-        if slots[-1] - slots[0] + 1 == len(slots) or not self.can_trim:
-            return []
-        longest = min(int(self.lengths[slots].max()) | 255, cells - 1)
-        found: list[int] = []
-        for left, right in pairwise(slots):
-            gap = range(left + 1, right)
-            is_closed = any(self._busy[slot] or self.lengths[slot] > longest for slot in gap)
-            if len(gap) <= widest and not is_closed:
-                found += gap
-        return found
+    def clear(self, sequence: int) -> None:
+        """The sequence's memory holds nothing any more; it may be in use."""
+        self.lengths[sequence] = 0
+        if sequence not in self._busy:
+            self._tree.drop(sequence)
+            self._indexed[sequence] = 0
+
+    def write(self, sequence: int, tokens: Int32s) -> None:
+        """A part of a prompt was computed."""
+        start = self.lengths[sequence]
+        self._tokens[sequence, start : start + len(tokens)] = tokens
+        self.lengths[sequence] = start + len(tokens)
+
+    def append(self, sequences: Int32s, tokens: Int32s) -> None:
+        """One more token was computed in each of `sequences`."""
+        self._tokens[sequences, self.lengths[sequences]] = tokens
+        self.lengths[sequences] += 1
+
+    def release(self, sequence: int) -> None:
+        """It ended; what it holds stays as cache."""
+        self._index_answers()
+        length = int(self.lengths[sequence])
+        if length < self._indexed[sequence]:
+            self._tree.cut(sequence, length) if length else self._tree.drop(sequence)
+            self._indexed[sequence] = length
+        del self._busy[sequence]
+        self._clock += 1
+        self._released[sequence] = self._clock
+
+    def empty(self) -> list[Op]:
+        """Give up all that has ended, the least recently used first."""
+        return [op for each in self._ended() for op in self._give_up(each, 0)]
+
+    def _ended(self) -> list[int]:
+        """Sequences that hold something and are not in use, those idle for longest first."""
+        held = np.flatnonzero(self.lengths).tolist()
+        return sorted(set(held) - self._busy.keys(), key=lambda each: self._released[each])

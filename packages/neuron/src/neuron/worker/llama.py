@@ -135,7 +135,8 @@ def gpu_free_bytes() -> int:
 
 
 class Vocabulary:
-    """Tokens of a model. `end_ids` are all tokens that end a generation, by the model's word."""
+    """Tokens of a model. `end_ids` are all tokens that end a generation, by the model's word.
+    `fill_in`: the tokens before a prefix, a suffix and the middle that is to be filled in."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -143,6 +144,12 @@ class Vocabulary:
         self.bos = int(lib.llama_vocab_bos(handle))
         self.eos = int(lib.llama_vocab_eos(handle))
         self.adds_bos = bool(lib.llama_vocab_get_add_bos(handle)) and self.bos >= 0
+        fill_in = (
+            int(lib.llama_vocab_fim_pre(handle)),
+            int(lib.llama_vocab_fim_suf(handle)),
+            int(lib.llama_vocab_fim_mid(handle)),
+        )
+        self.fill_in = fill_in if min(fill_in) >= 0 else None
         is_end = lib.llama_vocab_is_eog
         self.end_ids = frozenset(i for i in range(self.size) if is_end(handle, i))
         self._pieces: list[bytes | None] = [None] * self.size
@@ -287,7 +294,7 @@ class Context:
         kv_type: str = "f16",
     ) -> None:
         """`cells` tokens in all: an equal part for each of `parallel` sequences, or where
-        `unified` one pool for up to MAX_SEQUENCES, `parallel` of which are decoded at once.
+        `unified` one pool for MAX_SEQUENCES, of which only the first `parallel` may be decoded.
         `flash_attention` None = where the device supports it. Raises LlamaError."""
         params = lib.llama_context_default_params()
         params.n_ctx = cells
@@ -341,6 +348,10 @@ class Context:
         self._c_batch.n_tokens = rows
         return lib.llama_decode(self.handle, self._c_batch)
 
+    def synchronize(self) -> None:
+        """Wait until the device has done what `decode` started."""
+        lib.llama_synchronize(self.handle)
+
     def logits(self, rows: int) -> npt.NDArray[np.float32]:
         """(rows, vocabulary): the rows marked in `outputs`, in order. Waits for the device.
         llama.cpp's own memory, writable, good until the next decode."""
@@ -377,10 +388,11 @@ class Context:
 
     def save(self, sequence: int) -> npt.NDArray[np.uint8]:
         """All that a sequence holds, to be put back by `restore`. Raises LlamaError."""
-        size = lib.llama_state_seq_get_size(self.handle, sequence)
+        identity: Any = sequence
+        size = lib.llama_state_seq_get_size(self.handle, identity)
         data = np.empty(size, np.uint8)
-        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        written = lib.llama_state_seq_get_data(self.handle, pointer, size, sequence)
+        pointer: Any = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = lib.llama_state_seq_get_data(self.handle, pointer, size, identity)
         if written == 0 or written > size:
             raise LlamaError(f"sequence {sequence} cannot be saved", take_lines())
         return data[:written]
@@ -388,8 +400,9 @@ class Context:
     def restore(self, sequence: int, data: npt.NDArray[np.uint8]) -> bool:
         """Put saved data into a sequence. False where there is no room, or they are not of this
         model and KV type; the sequence is then empty."""
-        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if lib.llama_state_seq_set_data(self.handle, pointer, len(data), sequence):
+        identity: Any = sequence
+        pointer: Any = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if lib.llama_state_seq_set_data(self.handle, pointer, len(data), identity):
             return True
         self.trim(sequence, 0)
         return False

@@ -1,26 +1,42 @@
-"""What the next batch computes. Pure: sequences in, batches out, no clock and no llama.cpp.
+"""What the next batch computes, and who is next. Pure: sequences in, batches out, no clock and no
+llama.cpp.
 
-Running sequences get a row each first; then waiting prompt tokens are computed, first come first
-served, until `budget` of them are done, and the running ones are due again.
+Running sequences get a row each first; then waiting prompt tokens are computed until `budget` of
+them are done, and the running ones are due again. While anyone runs, the budget is what fits
+`max_step_ms` at the speed lately measured.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
 __all__ = ["Batch", "Chunk", "Scheduler", "Sequence"]
 
+_LEAST_CHUNK = 16
+"""Prompt tokens between two rows, however slow a step is: a pass walks over all weights anyway."""
+
+_MEMORY = 0.7
+"""Weight of what is known of the prefill's speed against the newest chunk."""
+
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """A request as the scheduler sees it: `computed` of `prompt_size` tokens are in memory."""
+    """A request as the scheduler sees it: `computed` of `prompt_size` tokens are in memory.
+    `rank` 0 goes before 1. A prefill pauses at each of `stops`."""
 
     prompt_size: int
     slot: int = -1
     computed: int = 0
+    rank: int = 0
+    caller: str = ""
+    stops: tuple[int, ...] = ()
+    order: int = 0
+    """By arrival; a sequence that was suspended goes first."""
 
 
 S = TypeVar("S", bound=Sequence)
@@ -41,30 +57,40 @@ class Chunk(Generic[S]):
 
 @dataclass(slots=True)
 class Batch(Generic[S]):
-    """One call of llama_decode: a row for each of `decode`, or `chunks` of equal length; both
-    ascending by slot."""
+    """One call of llama_decode: a row for each of `decode`, ascending by slot, or `chunks`."""
 
     decode: list[S] = field(default_factory=list)
     chunks: list[Chunk[S]] = field(default_factory=list)
 
 
 class Scheduler(Generic[S]):
-    """`budget` prompt tokens between two rows of the running sequences; a pass through the model
-    takes `pass_size` of them.
+    """`batch` prompt tokens at most between two rows of the running sequences; a pass through the
+    model takes `pass_size` of them.
 
-    Chunks are never mixed with rows of running sequences, and several go together only when they
-    are of one length and fit one pass: in the partitioned layout llama.cpp takes anything else
-    apart into passes of equal lengths, and a pass costs a walk over all weights.
+    Chunks are never mixed with rows of running sequences. Where sequences have cells of their own
+    (`is_unified` False), several chunks go together only when they are of one length and fit one
+    pass: llama.cpp would take anything else apart into passes of equal lengths, and a pass costs a
+    walk over all weights. Chunks of one pool go together as they come.
     """
 
-    def __init__(self, budget: int, pass_size: int) -> None:
-        self.budget = budget
+    def __init__(
+        self, batch: int, pass_size: int, *, max_step_ms: float = 0, is_unified: bool = False
+    ) -> None:
+        """`max_step_ms` 0: no bound."""
+        self.batch = batch
         self.pass_size = pass_size
-        self.waiting: deque[S] = deque()
-        self.prefilling: deque[S] = deque()
+        self.waiting: list[S] = []
+        self.prefilling: list[S] = []
         self.decoding: list[S] = []
-        self._left = budget
+        self._max_step_ms = max_step_ms
+        self._is_unified = is_unified
+        self._token_ms = 0.0
+        self._left = 0
         """Prompt tokens still to be computed before the running sequences are due."""
+        self._arrivals = 0
+        self._active: Counter[str] = Counter()
+
+    # who
 
     @property
     def has_work(self) -> bool:
@@ -75,21 +101,72 @@ class Scheduler(Generic[S]):
         return [*self.decoding, *self.prefilling, *self.waiting]
 
     def enqueue(self, sequence: S) -> None:
+        self._arrivals += 1
+        sequence.order = self._arrivals
         self.waiting.append(sequence)
 
-    def start(self, slot: int, cached: int) -> S:
-        """The sequence that waited longest has a slot which holds `cached` of its tokens."""
-        sequence = self.waiting.popleft()
+    def candidates(self) -> Iterator[S]:
+        """Who waits, in the order in which they should start: by rank, then whose caller has the
+        fewest sequences now, then by arrival. One that is started meanwhile counts for its caller
+        at once, so a burst takes turns with everybody else."""
+        left = list(self.waiting)
+        while left:
+            first = min(left, key=lambda s: (s.order >= 0, s.rank, self._active[s.caller], s.order))
+            left.remove(first)
+            yield first
+
+    def start(self, sequence: S, slot: int, cached: int) -> None:
+        """A waiting sequence has a slot which holds `cached` of its tokens."""
+        self.waiting.remove(sequence)
         sequence.slot, sequence.computed = slot, cached
-        self.prefilling.append(sequence)
-        return sequence
+        self._active[sequence.caller] += 1
+        if cached < sequence.prompt_size:
+            insort(self.prefilling, sequence, key=lambda s: (s.rank, s.order))
+        else:
+            self._run(sequence)
+
+    def suspend(self, sequence: S, prompt_size: int) -> None:
+        """It lost its slot; `prompt_size` tokens will have to be there for it to go on. It is the
+        next to start, before all who never have."""
+        self.remove(sequence)
+        sequence.slot, sequence.computed, sequence.prompt_size = -1, 0, prompt_size
+        sequence.stops = ()
+        sequence.order = -self._arrivals + max(sequence.order, 0) - 1
+        self.waiting.append(sequence)
+
+    def youngest(self) -> S | None:
+        """Of those with a slot, who came last; ranks that go last, first."""
+        active = [*self.prefilling, *self.decoding]
+        return max(active, key=lambda s: (s.rank, s.order), default=None)
 
     def remove(self, sequence: S) -> None:
         """It ended, wherever it was."""
-        for queue in (self.decoding, self.prefilling, self.waiting):
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+            return
+        for queue in (self.decoding, self.prefilling):
             if sequence in queue:
                 queue.remove(sequence)
-                return
+                self._active[sequence.caller] -= 1
+                if not self._active[sequence.caller]:
+                    del self._active[sequence.caller]
+
+    # what
+
+    @property
+    def budget(self) -> int:
+        """Prompt tokens to compute before the running sequences are due."""
+        if not self.decoding or not self._max_step_ms or not self._token_ms:
+            return self.batch
+        return max(min(int(self._max_step_ms / self._token_ms), self.batch), _LEAST_CHUNK)
+
+    def measured(self, tokens: int, seconds: float) -> None:
+        """A chunk of a prompt took so long."""
+        if tokens < _LEAST_CHUNK:
+            return  # mostly the cost of a pass, whatever its size
+        token_ms = 1000 * seconds / tokens
+        known = self._token_ms or token_ms
+        self._token_ms = _MEMORY * known + (1 - _MEMORY) * token_ms
 
     def next(self) -> Batch[S] | None:
         """The next batch, or None when nothing has a slot."""
@@ -99,29 +176,48 @@ class Scheduler(Generic[S]):
         if self.decoding and self._left < 2:
             self._left = self.budget
             return Batch(decode=self.decoding)
-        if self._left < 2:
-            self._left = self.budget
-        return Batch(chunks=self._chunks())
+        # What began with nobody running was promised a full batch; now somebody may wait for it.
+        self._left = self.budget if self._left < 2 else min(self._left, self.budget)
+        return Batch(chunks=self._packed() if self._is_unified else self._chunks())
 
     def _chunks(self) -> list[Chunk[S]]:
         """The first prompt's next chunk, with as long a one of each other that joins its pass."""
         first = self.prefilling[0]
-        size = self._chunk_size(first.prompt_size - first.computed)
+        size = self._chunk_size(first, self._left)
         room = min(self.pass_size, self._left) // size
         together = [first]
-        for other in islice(self.prefilling, 1, None):
-            if len(together) >= room:
-                break
-            remaining = other.prompt_size - other.computed
-            if remaining == size or remaining >= size + 2:  # no pass for a single token later
-                together.append(other)
+        if not first.stops:
+            for other in islice(self.prefilling, 1, None):
+                if len(together) >= room:
+                    break
+                remaining = other.prompt_size - other.computed
+                if remaining == size or remaining >= size + 2:  # no pass for a single token later
+                    together.append(other)
         together.sort(key=lambda sequence: sequence.slot)
         return [Chunk(each, each.computed, each.computed + size) for each in together]
 
-    def _chunk_size(self, remaining: int) -> int:
+    def _packed(self) -> list[Chunk[S]]:
+        """Chunks of as many prompts as the budget has room for, first come first served."""
+        chunks: list[Chunk[S]] = []
+        left = min(self._left, self.batch)
+        for sequence in self.prefilling:
+            if chunks and left < min(_LEAST_CHUNK, sequence.prompt_size - sequence.computed):
+                break
+            size = self._chunk_size(sequence, left)
+            chunks.append(Chunk(sequence, sequence.computed, sequence.computed + size))
+            left -= size
+            if left < 2:
+                break
+        return chunks
+
+    def _chunk_size(self, sequence: S, left: int) -> int:
         """As much as the budget has left, but so that no pass is left with a single token, which
         has matrix kernels of its own: where it must be, one token over the budget."""
-        most = min(remaining, self._left)
+        remaining = sequence.prompt_size - sequence.computed
+        stops = [stop for stop in sequence.stops if stop > sequence.computed]
+        if stops:
+            return min(stops[0] - sequence.computed, remaining, left)
+        most = min(remaining, left)
         for size in range(most, max(most - 4, 1), -1):
             if remaining - size != 1 and size % self.pass_size != 1:
                 return size
@@ -135,5 +231,7 @@ class Scheduler(Generic[S]):
             sequence.computed = chunk.stop
             if chunk.is_last:
                 self.prefilling.remove(sequence)
-                position = sum(other.slot < sequence.slot for other in self.decoding)
-                self.decoding.insert(position, sequence)
+                self._run(sequence)
+
+    def _run(self, sequence: S) -> None:
+        insort(self.decoding, sequence, key=lambda s: s.slot)

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from cortex_core.outcome import Usage
 from cortex_core.wire.ipc import Channel, Delta, FinishReason, Generate
 from neuron.worker.detokenize import Pieces, TextStream
+from neuron.worker.host_cache import Parked
+from neuron.worker.kv import Wait
 from neuron.worker.reasoning import ReasoningState
 from neuron.worker.sampling import Sampler
 from neuron.worker.scheduler import Sequence
@@ -18,7 +20,9 @@ __all__ = ["Stream"]
 
 class Stream(Sequence):
     """`limit` tokens at most. `token` is the last one chosen; its KV is not computed yet.
-    `is_unending`: no end-of-generation token may be chosen."""
+    `is_unending`: no end-of-generation token may be chosen. `todo` are the tokens to compute before
+    it runs: the prompt, or for one that `resumes` all it had. `deadline` is on the monotonic clock
+    and counts until it has `started`."""
 
     __slots__ = (
         "_channel",
@@ -28,12 +32,18 @@ class Stream(Sequence):
         "_thought",
         "cached",
         "completion",
+        "deadline",
         "is_unending",
         "limit",
+        "parked",
         "prompt",
         "request",
+        "resumes",
         "sampler",
+        "started",
+        "todo",
         "token",
+        "wait",
     )
 
     def __init__(
@@ -46,10 +56,23 @@ class Stream(Sequence):
         pieces: Pieces,
         reasoning: ReasoningState | None,
         sampler: Sampler | None,
+        deadline: float = float("inf"),
+        stops: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(prompt_size=len(prompt))
+        super().__init__(
+            prompt_size=len(prompt),
+            rank=int(command.priority == "batch"),
+            caller=command.caller,
+            stops=stops,
+        )
         self.request = command.request
         self.prompt = prompt
+        self.todo = prompt
+        self.deadline = deadline
+        self.started = False
+        self.resumes = False
+        self.wait: Wait | None = None
+        self.parked: Parked | None = None
         self.limit = limit
         self.sampler = sampler
         self.is_unending = command.sampling.ignore_eos
@@ -99,6 +122,14 @@ class Stream(Sequence):
         stream = self._content if self._channel == "content" else self._thought
         if text := stream.flush():
             deltas.append(Delta(self.request, text, self._channel))
+
+    def suspend(self, held: npt.NDArray[np.int32], parked: Parked | None) -> int:
+        """It lost its sequence, which held these tokens; how many it needs to go on."""
+        self.parked = parked
+        self.wait = None
+        if self.completion:
+            self.todo, self.resumes = held, True
+        return len(self.todo)
 
     @property
     def usage(self) -> Usage:
