@@ -19,10 +19,11 @@ from neuron import logs
 from neuron.answers import EXCEPTION_HANDLERS
 from neuron.devices import Devices
 from neuron.edge import Edge
+from neuron.metrics import Metrics
 from neuron.models.registry import Registry, Wanted
 from neuron.models.resolve import Resolver
 from neuron.poison import Suspects
-from neuron.routes import chat, models, node
+from neuron.routes import chat, metrics, models, node
 from neuron.supervisor import Supervisor
 from neuron.worker_policy import Limits
 from neuron.worker_process import WORKER_COMMAND
@@ -44,6 +45,9 @@ class Neuron:
         self._worker_command = worker_command
         self._devices = Devices(config.devices.cpu_workers)
         self._supervisors: list[Supervisor] = []
+        self.metrics = Metrics(
+            self.registry.state, lambda: self.registry.feed.state, lambda: self._supervisors
+        )
         self._defaults: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self.asgi = self._assemble()
@@ -113,7 +117,8 @@ class Neuron:
             routes=[
                 *node.routes(registry, config),
                 *models.routes(registry, config),
-                *chat.routes(registry, config),
+                *chat.routes(registry, config, self.metrics.record),
+                *metrics.routes(self.metrics),
             ],
             lifespan=lifespan,
             exception_handlers=EXCEPTION_HANDLERS,

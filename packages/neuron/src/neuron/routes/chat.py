@@ -26,7 +26,7 @@ from neuron.chat.answer import collect
 from neuron.chat.chunks import ChunkEncoder
 from neuron.chat.pieces import Piece
 from neuron.generation import ChatService, ChatStream, ModelRegistry
-from neuron.routes.exchange import ClientGone, Exchange
+from neuron.routes.exchange import ClientGone, Exchange, Record
 
 __all__ = ["ChatEndpoint", "routes"]
 
@@ -36,8 +36,10 @@ _SILENCE_S = 2.0
 _KEEP_ALIVE_S = 1.0
 
 
-def routes(registry: ModelRegistry, config: NeuronConfig) -> list[Route]:
-    endpoint = ChatEndpoint(registry, config)
+def routes(
+    registry: ModelRegistry, config: NeuronConfig, record: Record | None = None
+) -> list[Route]:
+    endpoint = ChatEndpoint(registry, config, record)
     return [Route("/v1/chat/completions", endpoint, methods=["POST"], name="chat")]
 
 
@@ -48,17 +50,19 @@ class ChatEndpoint:
         self,
         registry: ModelRegistry,
         config: NeuronConfig,
+        record: Record | None = None,
         *,
         silence_s: float = _SILENCE_S,
         keep_alive_s: float = _KEEP_ALIVE_S,
     ) -> None:
         self._service = ChatService(registry, config)
         self._node = config.name or None
+        self._record = record
         self._silence_s = silence_s
         self._keep_alive_s = keep_alive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._node)
+        exchange = Exchange(scope, receive, send, self._node, self._record)
         try:
             request, ignored = decode_chat_request(await exchange.read_body())
             exchange.model, exchange.is_stream = request.model, request.stream

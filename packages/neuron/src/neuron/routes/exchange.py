@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -23,11 +23,15 @@ from neuron import logs
 from neuron.answers import error_answer
 from neuron.precedence import Precedence, precedence_of
 
-__all__ = ["ClientGone", "Exchange", "cache_header"]
+__all__ = ["ClientGone", "Exchange", "Record", "cache_header"]
 
 _log = logs.get(__name__)
 _encode = msgspec.json.Encoder().encode
 _NO_WORD = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+Record = Callable[[Outcome], None]
+"""Who counts outcomes."""
 
 
 class ClientGone(Exception):
@@ -37,11 +41,18 @@ class ClientGone(Exception):
 class Exchange:
     """Answers one request, and collects what is known of it for its outcome.
 
-    `started` and `usage` are to be set as soon as the worker told of them, `opening` to what a
-    stream's first write begins with.
+    `record` gets the outcome. `started` and `usage` are to be set as soon as the worker told of
+    them, `opening` to what a stream's first write begins with.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, node: str | None) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        node: str | None,
+        record: Record | None = None,
+    ) -> None:
         self.headers = Headers(scope=scope)
         self.model = ""
         self.is_stream = False
@@ -54,6 +65,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._node = node
+        self._record = record
         self._sending = asyncio.Lock()  # a keep-alive and a chunk may fall due together
         self._clock = asyncio.get_running_loop().time
         self._since = self._clock()
@@ -142,6 +154,8 @@ class Exchange:
             ttft_s=self._first_text_s,
             total_s=self._clock() - self._since,
         )
+        if self._record is not None:
+            self._record(outcome)
         facts = msgspec.structs.asdict(outcome)
         facts |= msgspec.structs.asdict(facts.pop("usage") or Usage())
         _log.info("request", **facts)
