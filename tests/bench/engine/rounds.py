@@ -75,7 +75,8 @@ def ratio_cells(above: Sequence[float], below: Sequence[float]) -> tuple[str, st
 
 def new_table(title: str, *headings: str) -> Table:
     """All columns but the first are numbers."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    # As wide as a caption: a narrow table would break its own in two.
+    table = Table(title=title, title_justify="left", caption_justify="left", min_width=80)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left")
     return table
