@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_core.errors import PreflightFailed
-from neuron.models.gguf import GgufHeader, read_header
+from neuron.models.gguf import GgufHeader, Tensor, read_header
 from tests.unit.neuron.gguf_bytes import entry, floats, gguf, string, strings, tensor, text, u32
 
 ARCHITECTURE = string("general.architecture", "test")
@@ -59,7 +59,64 @@ def test_a_sound_file_is_read(file: Path):
         tensor_count=1,
         tensor_bytes=256,
         parameters=64,
+        tensors={"token_embd.weight": Tensor((8, 8), 256)},
     )
+
+
+def test_a_number_per_layer_is_kept(file: Path):
+    file.write_bytes(gguf([ARCHITECTURE, floats("test.per_layer", [1.0, 0.5])]))
+    header = read_header(file)
+    assert header.arrays == {"test.per_layer": (1.0, 0.5)}
+    assert header.array_lengths == {"test.per_layer": 2}
+
+
+def part(folder: Path, number: int, content: bytes) -> Path:
+    path = folder / f"big-{number:05}-of-00002.gguf"
+    path.write_bytes(content)
+    return path
+
+
+def test_a_model_in_parts_is_one_model(tmp_path: Path):
+    first = part(tmp_path, 1, gguf())
+    second = part(tmp_path, 2, gguf([], [tensor("more", [8, 8], 0, 0)]))
+    header = read_header(first)
+    assert set(header.tensors) == {"token_embd.weight", "more"}
+    assert (header.tensor_bytes, header.parameters) == (512, 128)
+    assert header.file_bytes == first.stat().st_size + second.stat().st_size
+
+
+def test_a_first_part_may_hold_no_tensors(tmp_path: Path):
+    first = part(tmp_path, 1, gguf(tensors=[], data_bytes=0))
+    part(tmp_path, 2, gguf([]))
+    assert read_header(first).tensor_bytes == 256
+
+
+def test_a_missing_part_is_named(tmp_path: Path):
+    first = part(tmp_path, 1, gguf())
+    with pytest.raises(PreflightFailed, match="big-00002-of-00002") as caught:
+        read_header(first)
+    assert caught.value.code == "gguf_missing"
+
+
+def test_a_later_part_names_the_first(tmp_path: Path):
+    second = part(tmp_path, 2, gguf([]))
+    with pytest.raises(PreflightFailed, match=r"load .*big-00001-of-00002") as caught:
+        read_header(second)
+    assert caught.value.code == "gguf_unsupported"
+
+
+def test_a_tensor_in_two_parts_is_refused(tmp_path: Path):
+    first = part(tmp_path, 1, gguf())
+    part(tmp_path, 2, gguf([]))
+    with pytest.raises(PreflightFailed, match=r"token_embd\.weight.*two parts"):
+        read_header(first)
+
+
+def test_a_name_of_an_impossible_part_is_refused(tmp_path: Path):
+    path = tmp_path / "big-00003-of-00002.gguf"
+    path.write_bytes(gguf())
+    with pytest.raises(PreflightFailed, match="part 00003 of 00002"):
+        read_header(path)
 
 
 def test_quantised_tensors_are_counted_in_blocks(file: Path):

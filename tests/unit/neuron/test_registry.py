@@ -110,10 +110,10 @@ async def test_many_who_want_the_same_model_share_one_load(folder: Path):
         await records[0].ended()
 
 
-@pytest.mark.parametrize("wanted", [Wanted(context=64), Wanted(parallel=3), Wanted("cpu:1")])
+@pytest.mark.parametrize("wanted", [Wanted(context=64), Wanted(parallel=3), Wanted(device="cpu:1")])
 async def test_other_parameters_are_a_conflict(folder: Path, wanted: Wanted):
     async with node(folder, "slow", devices=2) as n:
-        record = await n.registry.load("a.gguf", Wanted("cpu:0", parallel=2))
+        record = await n.registry.load("a.gguf", Wanted(device="cpu:0", parallel=2))
         with pytest.raises(Conflict, match="being loaded"):
             await n.registry.load("a.gguf", wanted)
         n.release()

@@ -170,7 +170,9 @@ class RequestTooLarge(RequestError):
     code = "request_too_large"
 
 
-PreflightKind = Literal["gguf_missing", "gguf_corrupt", "gguf_unsupported", "gguf_unreadable"]
+PreflightKind = Literal[
+    "gguf_missing", "gguf_corrupt", "gguf_unsupported", "gguf_unreadable", "insufficient_memory"
+]
 PREFLIGHT_KINDS: frozenset[str] = frozenset(get_args(PreflightKind))
 
 

@@ -96,7 +96,7 @@ def _configuration(given: argparse.Namespace) -> NeuronConfig:
         name = str(Path(text).absolute()) if Path(text).is_file() else text
         if name not in known:
             known.add(name)
-            models.append(DefaultModel(name))
+            models.append(DefaultModel(id=name))
     return replace(config, default_models=models)
 
 

@@ -20,10 +20,11 @@ from neuron.answers import EXCEPTION_HANDLERS
 from neuron.devices import Devices
 from neuron.edge import Edge
 from neuron.metrics import Metrics
-from neuron.models.registry import Registry, Wanted
+from neuron.models.options import wanted_of
+from neuron.models.registry import Registry
 from neuron.models.resolve import Resolver
 from neuron.poison import Suspects
-from neuron.routes import chat, metrics, models, node
+from neuron.routes import chat, devices, metrics, models, node
 from neuron.supervisor import Supervisor
 from neuron.worker_policy import Limits
 from neuron.worker_process import WORKER_COMMAND
@@ -96,7 +97,7 @@ class Neuron:
             await self._load_default(model)
 
     async def _load_default(self, model: DefaultModel) -> None:
-        wanted = Wanted(model.device, model.context, model.parallel)
+        wanted = wanted_of(model)
         try:
             await self.registry.load(model.id, wanted)
         except CortexError as error:
@@ -119,6 +120,7 @@ class Neuron:
                 *models.routes(registry, config),
                 *chat.routes(registry, config, self.metrics.record),
                 *metrics.routes(self.metrics),
+                *devices.routes(registry, config),
             ],
             lifespan=lifespan,
             exception_handlers=EXCEPTION_HANDLERS,

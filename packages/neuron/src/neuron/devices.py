@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from cortex_core.fleet.discovery import DeviceState, WorkerState
 from neuron import logs
 
-__all__ = ["Devices", "cpu_devices", "discover"]
+__all__ = ["Devices", "cpu_devices", "discover", "host_memory"]
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def cpu_devices(cpu_workers: int, has_gpu: bool) -> list[DeviceState]:
     """ "cpu", or "cpu:0", "cpu:1", … when there are several; they share the host's memory."""
     count = cpu_workers or (0 if has_gpu else 1)
     ids = ["cpu"] if count == 1 else [f"cpu:{n}" for n in range(count)]
-    total, free = _host_memory()
+    total, free = host_memory()
     name = _cpu_name()
     return [
         DeviceState(
@@ -107,7 +107,7 @@ def cpu_devices(cpu_workers: int, has_gpu: bool) -> list[DeviceState]:
 
 def _read_again(devices: list[DeviceState]) -> list[DeviceState]:
     """The same devices with fresh readings; a device that fell off the bus keeps its identity."""
-    _, host_free = _host_memory()
+    _, host_free = host_memory()
     fresh = []
     for device in devices:
         if device.kind == "cpu":
@@ -188,8 +188,8 @@ def _ask(what: str, call: Callable[[], T]) -> T | None:
         return None
 
 
-def _host_memory() -> tuple[int | None, int | None]:
-    """Total and available bytes."""
+def host_memory() -> tuple[int | None, int | None]:
+    """Total and available bytes; None where /proc does not say."""
     facts = {}
     try:
         for line in Path("/proc/meminfo").read_text("ascii").splitlines():

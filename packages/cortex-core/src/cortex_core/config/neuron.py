@@ -10,6 +10,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from cortex_core.config.loader import ConfigError, load_config, parse_address
+from cortex_core.config.loading import (
+    Batch,
+    Cells,
+    Context,
+    GpuLayers,
+    Kv,
+    LoadOptions,
+    MainGpu,
+    Parallel,
+    Share,
+    Threads,
+)
+from cortex_core.wire.ipc import KvType, SplitMode
 
 __all__ = [
     "DefaultModel",
@@ -39,24 +52,36 @@ class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Defaults for every load. `context` is tokens per sequence, 0 = the model's own up to 8,192;
-    `parallel` sequences decode at once; `threads` 0 = the cores shared among CPU workers."""
+    """Defaults for every load, and limits for every model. `context` is tokens per sequence, 0 =
+    the model's own as far as it fits; `parallel` sequences decode at once; `threads` 0 = the cores
+    shared among CPU workers; `cells` is the whole KV cache, 0 = parallel * context."""
 
-    context: CountOrAuto = 0
-    parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
-    batch: Annotated[int, msgspec.Meta(ge=32, le=16384)] = 2048
-    threads: CountOrAuto = 0
+    context: Context = 0
+    parallel: Parallel = 4
+    batch: Batch = 2048
+    threads: Threads = 0
+    gpu_layers: GpuLayers = -1
+    kv: Kv = "auto"
+    cells: Cells = 0
+    kv_type: KvType = "f16"
+    flash_attention: bool | None = None
+    split_mode: SplitMode = "layer"
+    tensor_split: list[Share] = []
+    main_gpu: MainGpu = 0
+    mmap: bool = True
+    mlock: bool = False
+    host_cache_mb: CountOrAuto = 1024
+    max_step_ms: Positive = 400.0
     max_waiting: Count = 256
+    max_wait_s: Positive = 600.0
     step_timeout_s: Positive = 120.0
 
 
-class DefaultModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DefaultModel(LoadOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model to load at start. None = the [engine] default, or the device with most room."""
 
     id: str
     device: str | None = None
-    context: CountOrAuto | None = None
-    parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
 
 
 class NeuronConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -54,8 +54,10 @@ class DeviceState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ModelState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One model on one device. `context` is tokens per sequence. `progress` is 0 to 1 while
-    loading; `fault` says why a model is failed or recovering."""
+    """One model on one device. `context` is tokens per sequence, `cells` what the whole KV cache
+    holds. `memory_bytes`, `weights_bytes`, `kv_bytes` and `compute_bytes` are measured; see
+    `cortex_core.wire.ipc.ModelInfo`. `progress` is 0 to 1 while loading; `fault` says why a model
+    is failed or recovering."""
 
     id: str
     device: str
@@ -72,6 +74,12 @@ class ModelState(msgspec.Struct, frozen=True, omit_defaults=True):
     waiting: int = 0
     load_s: float | None = None
     fault: Fault | None = None
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    compute_bytes: int = 0
+    kv: str = ""
+    kv_type: str = ""
+    cells: int = 0
 
 
 class NodeState(msgspec.Struct, frozen=True):
@@ -87,12 +95,14 @@ class NodeState(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An asynchronous load or unload. Ended when `phase` is done or failed."""
+    """An asynchronous load or unload of a `model`, or restart of a `device`'s worker. Ended when
+    `phase` is done or failed."""
 
     id: str
-    kind: Literal["load", "unload"]
+    kind: Literal["load", "unload", "restart"]
     model: str
     phase: Literal["running", "done", "failed"]
     progress: float = 0.0
     result: ModelState | None = None
     fault: Fault | None = None
+    device: str = ""

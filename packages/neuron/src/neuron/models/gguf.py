@@ -10,6 +10,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from pathlib import Path
@@ -19,7 +20,7 @@ import msgspec
 
 from cortex_core.errors import PreflightFailed
 
-__all__ = ["GgufHeader", "Scalar", "read_header"]
+__all__ = ["GgufHeader", "Scalar", "Tensor", "parts_of", "read_header", "type_bytes"]
 
 Scalar = int | float | bool | str
 
@@ -31,6 +32,9 @@ _MOST_ELEMENTS = 1 << 24
 _MOST_TEXT_BYTES = 1 << 20  # longer strings are skipped, not kept
 _MOST_KEPT_BYTES = 32 << 20
 _MOST_DIMENSIONS = 4
+_MOST_KEPT_ELEMENTS = 1024  # an array of numbers per layer is kept, one per token is not
+_MOST_PARTS = 1024
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _WINDOW_BYTES = 1 << 20
 
 _STRING, _ARRAY = 8, 9
@@ -87,9 +91,17 @@ _BLOCKS = {
 }
 
 
+class Tensor(msgspec.Struct, frozen=True):
+    """`shape` as GGUF writes it: a row's length first. `size_bytes` is 0 for an unknown type."""
+
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
 class GgufHeader(msgspec.Struct, frozen=True):
-    """What the header says. `metadata` holds scalars and strings; of an array only its length is
-    kept, in `array_lengths`. `tensor_bytes` counts the tensors of known type."""
+    """What the header says; of a model in several files, what all of them say together.
+    `metadata` holds scalars and strings, `arrays` short arrays of numbers; of the others only the
+    length is kept, in `array_lengths`. `tensor_bytes` counts the tensors of known type."""
 
     path: str
     version: int
@@ -100,10 +112,50 @@ class GgufHeader(msgspec.Struct, frozen=True):
     tensor_count: int
     tensor_bytes: int
     parameters: int
+    arrays: dict[str, tuple[Scalar, ...]] = {}
+    tensors: dict[str, Tensor] = {}
+
+
+def type_bytes(kind: str, elements: int) -> int:
+    """Bytes of a row of `elements` in a KV type: "f16", "q8_0" or "q4_0"."""
+    per_block, block_bytes = _BLOCKS[{"f16": 1, "q8_0": 8, "q4_0": 2}[kind]]
+    return -(-elements // per_block) * block_bytes
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a model, named like name-00001-of-00003.gguf where there are several."""
+    found = _PART.search(path.name)
+    if not found:
+        return [path]
+    stem, count = path.name[: found.start()], int(found[2])
+    if not 1 <= int(found[1]) <= count <= _MOST_PARTS:
+        raise _failed(path, "gguf_corrupt", f"is part {found[1]} of {found[2]} by its name")
+    return [path.with_name(f"{stem}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Raises PreflightFailed (gguf_missing, gguf_corrupt, gguf_unsupported, gguf_unreadable)."""
+    """Of a model in several files, `path` is the first.
+    Raises PreflightFailed (gguf_missing, gguf_corrupt, gguf_unsupported, gguf_unreadable)."""
+    first, *others = parts_of(path)
+    if first != path:
+        raise _failed(path, "gguf_unsupported", f"is not the first part; load {first}")
+    header = _read_part(path, is_first=True, is_only=not others)
+    for other in others:
+        part = _read_part(other, is_first=False, is_only=False)
+        if twice := header.tensors.keys() & part.tensors.keys():
+            raise _failed(other, "gguf_corrupt", f"the tensor {min(twice)!r} is in two parts")
+        header = msgspec.structs.replace(
+            header,
+            file_bytes=header.file_bytes + part.file_bytes,
+            tensor_count=header.tensor_count + part.tensor_count,
+            tensor_bytes=header.tensor_bytes + part.tensor_bytes,
+            parameters=header.parameters + part.parameters,
+            tensors=header.tensors | part.tensors,
+        )
+    return header
+
+
+def _read_part(path: Path, *, is_first: bool, is_only: bool) -> GgufHeader:
     try:
         # A FIFO or a device must not be opened: it could block, or do something.
         mode = path.stat().st_mode
@@ -113,7 +165,7 @@ def read_header(path: Path) -> GgufHeader:
             raise _failed(path, "gguf_unreadable", "is not a regular file")
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            return _Parser(path, file, size).parse()
+            return _Parser(path, file, size).parse(is_first=is_first, is_only=is_only)
     except FileNotFoundError:
         raise _failed(path, "gguf_missing", "no such file") from None
     except OSError as error:
@@ -135,38 +187,46 @@ class _Parser:
         self._at = 0  # offset in the file
         self._kept_bytes = 0
 
-    def parse(self) -> GgufHeader:
+    def parse(self, *, is_first: bool, is_only: bool) -> GgufHeader:
+        """Only the first part must say what the model is; one of several may hold no tensors."""
         version, tensor_count, key_count = self._preamble()
+        if is_only and tensor_count == 0:
+            raise self._corrupt("it holds no tensors")
         metadata: dict[str, Scalar] = {}
         lengths: dict[str, int] = {}
+        arrays: dict[str, tuple[Scalar, ...]] = {}
         for index in range(key_count):
             key = self._name(f"key {index}")
             if key in metadata or key in lengths:
                 raise self._corrupt(f"the key {key!r} is given twice")
             kind = self._u32(f"type of {key!r}")
             if kind == _ARRAY:
-                lengths[key] = self._skip_array(key)
+                lengths[key], arrays[key] = self._array(key)
             elif kind == _STRING:
                 metadata[key] = self._text(key)
             else:
                 metadata[key] = self._scalar(kind, key)
         architecture = metadata.get("general.architecture")
-        if not isinstance(architecture, str) or not architecture:
+        if not is_first:
+            architecture = ""
+        elif not isinstance(architecture, str) or not architecture:
             raise self._corrupt("the key 'general.architecture' is missing or is not a text")
         if metadata.get("general.type", "model") != "model":
             kind_text = metadata["general.type"]
             raise self._unsupported(f"holds a {kind_text!r}, which is not a model by itself")
-        tensor_bytes, parameters = self._tensors(tensor_count, self._alignment(metadata))
+        tensors, parameters = self._tensors(tensor_count, self._alignment(metadata))
         return GgufHeader(
             str(self._path),
             version,
             self._size,
-            architecture,
+            str(architecture),
             metadata,
             lengths,
             tensor_count,
-            tensor_bytes,
+            sum(tensor.size_bytes for tensor in tensors.values()),
             parameters,
+            {key: values for key, values in arrays.items() if values},
+            tensors,
         )
 
     # the parts
@@ -189,8 +249,6 @@ class _Parser:
             raise self._corrupt(f"it claims {tensor_count} tensors, more than it can hold")
         if key_count > min(_MOST_KEYS, self._left // 14):
             raise self._corrupt(f"it claims {key_count} keys, more than it can hold")
-        if tensor_count == 0:
-            raise self._corrupt("it holds no tensors")
         return version, tensor_count, key_count
 
     def _alignment(self, metadata: dict[str, Scalar]) -> int:
@@ -200,16 +258,15 @@ class _Parser:
             raise self._corrupt(f"general.alignment is {value!r}, not a power of two")
         return int(value)
 
-    def _tensors(self, count: int, alignment: int) -> tuple[int, int]:
-        """(bytes, elements) of all tensors, each checked to lie within the file."""
-        ends: list[tuple[str, int, int]] = []
-        seen: set[str] = set()
-        elements_of_all = bytes_of_all = 0
+    def _tensors(self, count: int, alignment: int) -> tuple[dict[str, Tensor], int]:
+        """All tensors, each checked to lie within the file, and how many elements they have."""
+        offsets: list[int] = []
+        tensors: dict[str, Tensor] = {}
+        elements_of_all = 0
         for index in range(count):
             name = self._name(f"name of tensor {index}")
-            if name in seen:
+            if name in tensors:
                 raise self._corrupt(f"the tensor {name!r} is given twice")
-            seen.add(name)
             dimensions = self._u32(f"dimensions of {name!r}")
             if dimensions > _MOST_DIMENSIONS:
                 raise self._corrupt(f"the tensor {name!r} claims {dimensions} dimensions")
@@ -227,18 +284,18 @@ class _Parser:
                     f"a row of the tensor {name!r} has {shape[0]} elements, "
                     f"not a multiple of {per_block}"
                 )
-            size = elements // per_block * block_bytes
-            ends.append((name, offset, offset + size))
+            tensors[name] = Tensor(tuple(shape), elements // per_block * block_bytes)
+            offsets.append(offset)
             elements_of_all += elements
-            bytes_of_all += size
         start = -(-self._at // alignment) * alignment
-        for name, offset, end in ends:
-            if start + max(end, offset) > self._size:
+        for (name, tensor), offset in zip(tensors.items(), offsets, strict=True):
+            end = start + offset + tensor.size_bytes
+            if end > self._size:
                 raise self._corrupt(
-                    f"truncated: the tensor {name!r} would end at byte {start + end}, "
+                    f"truncated: the tensor {name!r} would end at byte {end}, "
                     f"but the file has {self._size}"
                 )
-        return bytes_of_all, elements_of_all
+        return tensors, elements_of_all
 
     # values
 
@@ -267,18 +324,23 @@ class _Parser:
             raise self._corrupt(f"the key {key!r} has the unknown type {kind}")
         return form.unpack(self._take(form.size, key))[0]
 
-    def _skip_array(self, key: str) -> int:
+    def _array(self, key: str) -> tuple[int, tuple[Scalar, ...]]:
+        """Its length, and its elements where they are few numbers."""
         kind = self._u32(f"element type of {key!r}")
         count = self._u64(f"length of {key!r}")
         if kind in _SCALARS:
-            self._skip(count * _SCALARS[kind].size, key)
+            size = count * _SCALARS[kind].size
+            if count <= _MOST_KEPT_ELEMENTS:
+                kept = _SCALARS[kind].iter_unpack(self._take(size, key))
+                return count, tuple(element for (element,) in kept)
+            self._skip(size, key)
         elif kind == _STRING:
             if count > min(_MOST_ELEMENTS, self._left // 8):
                 raise self._corrupt(f"{key!r} claims {count} elements, more than it can hold")
             self._skip_strings(count, key)
         else:
             raise self._corrupt(f"{key!r} is an array of the unknown type {kind}")
-        return count
+        return count, ()
 
     def _skip_strings(self, count: int, key: str) -> None:
         """A vocabulary has 10^5 strings; walk it in the window without a call for each."""

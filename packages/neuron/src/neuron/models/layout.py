@@ -11,10 +11,21 @@ import msgspec
 from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import EngineParams, KvLayout
 
-__all__ = ["CELL_BLOCK", "KvPlan", "allocated_cells", "flash_attention_of", "layout_of", "plan_kv"]
+__all__ = [
+    "CELL_BLOCK",
+    "SMALL_FILE_BYTES",
+    "KvPlan",
+    "allocated_cells",
+    "flash_attention_of",
+    "layout_of",
+    "plan_kv",
+]
 
 CELL_BLOCK = 256
 """llama.cpp rounds a sequence's cells up to this many."""
+
+SMALL_FILE_BYTES = 64_000_000
+"""On a CPU, a smaller model is loaded for exactness and few threads; see worker/load.py."""
 
 
 class KvPlan(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Which device of this node takes a model when the asker names none. Pure."""
+"""Which devices of this node may take a model when the asker names none. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from cortex_core.errors import NoCapacity
 
-__all__ = ["Candidate", "roomiest"]
+__all__ = ["Candidate", "by_room"]
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -22,9 +22,9 @@ class Candidate(msgspec.Struct, frozen=True):
     failure: str | None = None
 
 
-def roomiest(candidates: Iterable[Candidate], file_bytes: int) -> str:
-    """The working device with most room: one where the file fits before one where it does not, a
-    GPU before a CPU, then most free memory, then fewest models, then the first listed.
+def by_room(candidates: Iterable[Candidate], file_bytes: int) -> list[str]:
+    """The working devices, best first: one where the file fits before one where it does not, a GPU
+    before a CPU, then most free memory, then fewest models, then the first listed.
 
     CPU devices share the host's memory, so it tells nothing between them.
     Raises NoCapacity with every device's cause.
@@ -41,4 +41,4 @@ def roomiest(candidates: Iterable[Candidate], file_bytes: int) -> str:
     if not working:
         causes = "; ".join(f"{c.device}: {c.failure}" for c in candidates)
         raise NoCapacity(f"every device of this node has failed ({causes})")
-    return min(working, key=order).device
+    return [candidate.device for candidate in sorted(working, key=order)]

@@ -1,4 +1,4 @@
-"""Load and unload models."""
+"""Load and unload models, and ask what a load would take."""
 
 from __future__ import annotations
 
@@ -9,24 +9,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cortex_core.config.loading import LoadOptions
 from cortex_core.config.neuron import NeuronConfig
 from cortex_core.envelopes.parameters import decode_request
-from neuron.answers import json_answer
-from neuron.models.operations import OperationRecord
-from neuron.models.registry import Registry, Wanted
+from neuron.answers import json_answer, operation_answer
+from neuron.models.options import wanted_of
+from neuron.models.registry import Registry
 
 __all__ = ["routes"]
 
 ModelId = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
 
-class LoadRequest(msgspec.Struct, frozen=True):
+class EstimateRequest(LoadOptions, frozen=True, kw_only=True):
+    """A load that is only thought of."""
+
+    model: ModelId
+    device: str | None = None
+
+
+class LoadRequest(LoadOptions, frozen=True, kw_only=True):
     """`wait`: answer when the model is ready or has failed, not at once with 202."""
 
     model: ModelId
     device: str | None = None
-    context: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
-    parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     wait: bool = False
 
 
@@ -41,23 +47,18 @@ class UnloadRequest(msgspec.Struct, frozen=True):
 def routes(registry: Registry, config: NeuronConfig) -> list[Route]:
     async def load(request: Request) -> Response:
         asked, _ = decode_request(await request.body(), LoadRequest)
-        wanted = Wanted(asked.device, asked.context, asked.parallel)
-        return await _answer(await registry.load(asked.model, wanted), asked.wait)
+        return await operation_answer(await registry.load(asked.model, wanted_of(asked)), asked.wait)
+
+    async def estimate(request: Request) -> Response:
+        asked, _ = decode_request(await request.body(), EstimateRequest)
+        return json_answer(await registry.estimate(asked.model, wanted_of(asked)))
 
     async def unload(request: Request) -> Response:
         asked, _ = decode_request(await request.body(), UnloadRequest)
-        return await _answer(registry.unload(asked.model, asked.force), asked.wait)
+        return await operation_answer(registry.unload(asked.model, asked.force), asked.wait)
 
     return [
         Route("/models/load", load, methods=["POST"]),
         Route("/models/unload", unload, methods=["POST"]),
+        Route("/models/estimate", estimate, methods=["POST"]),
     ]
-
-
-async def _answer(record: OperationRecord, wait: bool) -> Response:
-    """The operation: 200 when it is over (or raise its error), 202 while it runs. A client that
-    leaves while waiting changes nothing: the operation goes on."""
-    if wait:
-        await record.ended()
-    status = 202 if record.is_running else 200
-    return json_answer(record.report(), status, {"location": f"/operations/{record.id}"})

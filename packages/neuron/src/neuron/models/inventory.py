@@ -1,0 +1,224 @@
+"""What has a place on this node, and how things stand with it. Facts only; it begins nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from msgspec.structs import replace
+
+from cortex_core.errors import Fault, ModelLoading, ModelNotFound, NoCapacity, ShuttingDown
+from cortex_core.fleet.discovery import DeviceState, ModelPhase, ModelState
+from cortex_core.wire import ipc
+from neuron.devices import host_memory
+from neuron.models.footprint import Footprint, Room
+from neuron.models.gguf import GgufHeader
+from neuron.models.placing import Candidate
+from neuron.supervisor import Supervisor
+from neuron.worker_events import LoadSpec
+
+__all__ = ["Entry", "Inventory"]
+
+
+class Entry:
+    """A model that has a place: loading, ready, leaving, or failed there. `asked`: the parameters
+    before what was left open was decided. `is_seen`: the devices' readings know of it."""
+
+    __slots__ = (
+        "asked",
+        "device",
+        "fault",
+        "footprint",
+        "header",
+        "is_draining",
+        "is_seen",
+        "spec",
+    )
+
+    def __init__(
+        self,
+        device: str,
+        spec: LoadSpec,
+        header: GgufHeader | None = None,
+        footprint: Footprint | None = None,
+        asked: ipc.EngineParams | None = None,
+    ) -> None:
+        self.device = device
+        self.spec = spec
+        self.header = header
+        self.footprint = footprint
+        self.asked = asked or spec.params
+        self.is_draining = False
+        self.is_seen = False
+        self.fault: Fault | None = None  # of a load that no worker knows of
+
+
+class Inventory:
+    """`entries` by model id. Devices and supervisors share their ids, in the order of listing."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_draining = False
+        self.entries: dict[str, Entry] = {}
+        self.supervisors: dict[str, Supervisor] = {}
+        self.devices: dict[str, DeviceState] = {}
+        self.host_memory: Callable[[], tuple[int | None, int | None]] = host_memory
+
+    def attach(self, supervisors: Mapping[str, Supervisor]) -> None:
+        self.supervisors = dict(supervisors)
+        self.devices = {s.device.id: s.device for s in supervisors.values()}
+
+    def read(self, devices: list[DeviceState]) -> None:
+        """Fresh readings of the devices."""
+        self.devices.update((device.id, device) for device in devices)
+        for model, entry in self.entries.items():
+            entry.is_seen = self.state_of(model).phase not in ("loading", "recovering")
+
+    # models
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """device → cause, of those that have been given up."""
+        return {
+            device: supervisor.worker.cause or "unknown cause"
+            for device, supervisor in self.supervisors.items()
+            if supervisor.worker.phase == "failed"
+        }
+
+    def ready(self, model: str) -> tuple[Supervisor, ipc.ModelInfo]:
+        """Raises ModelNotFound, ModelLoading, NoCapacity or ShuttingDown."""
+        self.refuse_when_draining()
+        entry = self.entries.get(model)
+        if entry is None:
+            raise self.missing(model)
+        supervisor = self.supervisors[entry.device]
+        held = supervisor.models.get(model)
+        if held and held.phase == "ready" and held.info and not entry.is_draining:
+            return supervisor, held.info
+        state = self.state_of(model)
+        if state.phase in ("loading", "recovering"):
+            done = f" ({state.progress:.0%})" if state.progress is not None else ""
+            raise ModelLoading(f"the model {model!r} is {state.phase}{done} on {entry.device}")
+        if state.phase == "failed":
+            why = state.fault.message if state.fault else "unknown cause"
+            raise NoCapacity(f"the model {model!r} has failed: {why}")
+        raise NoCapacity(f"the model {model!r} is being unloaded")
+
+    def refuse_when_draining(self) -> None:
+        if self.is_draining:
+            raise ShuttingDown(f"the neuron {self.name!r} is shutting down")
+
+    def missing(self, model: str) -> ModelNotFound:
+        near = difflib.get_close_matches(model, self.entries, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        loaded = ", ".join(self.entries) or "none"
+        return ModelNotFound(
+            f"the model {model!r} is not loaded{hint}; loaded models: {loaded}", param="model"
+        )
+
+    def state_of(self, model: str) -> ModelState:
+        entry = self.entries[model]
+        supervisor = self.supervisors[entry.device]
+        held = supervisor.models.get(model)
+        info = held.info if held else None
+        fault = held.fault if held else entry.fault
+        phase: ModelPhase
+        if held is not None:
+            phase = "draining" if entry.is_draining and held.phase == "ready" else held.phase
+        elif entry.is_draining:
+            phase = "unloading"
+        else:
+            phase = "failed" if fault else "loading"
+        running, waiting = supervisor.load_of(model)
+        header, params = entry.header, entry.spec.params
+        progress = held.progress if held else (0.0 if phase == "loading" else None)
+        state = ModelState(
+            id=model,
+            device=entry.device,
+            phase=phase,
+            path=entry.spec.path,
+            file_bytes=header.file_bytes if header else 0,
+            context=params.context,
+            parallel=params.parallel,
+            architecture=header.architecture if header else "",
+            parameters=header.parameters if header else 0,
+            progress=progress,
+            running=running,
+            waiting=waiting,
+            fault=fault,
+        )
+        if info is None:
+            return state
+        return replace(
+            state,
+            memory_bytes=info.memory_bytes,
+            weights_bytes=info.weights_bytes,
+            kv_bytes=info.kv_bytes,
+            compute_bytes=info.compute_bytes,
+            context=info.context,
+            parallel=info.parallel,
+            kv=info.kv,
+            kv_type=info.kv_type,
+            cells=info.cells,
+            load_s=info.load_s,
+        )
+
+    # memory
+
+    def candidate(self, device: str) -> Candidate:
+        state = self.devices[device]
+        models = sum(1 for entry in self.entries.values() if entry.device == device)
+        room = self.host if state.kind == "cpu" else self._gpu(device)
+        return Candidate(
+            device, state.kind == "cpu", room.free_bytes, models, self.failures.get(device)
+        )
+
+    def rooms(self, device: str, besides: str = "") -> tuple[Room, list[Room]]:
+        """The host's memory and the GPUs that the worker of a device sees. Free is what the driver
+        says, less what loads under way will take; the model `besides` is not counted."""
+        if self.devices[device].kind == "cpu":
+            return replace(self._host(besides), device=device), []
+        return self._host(besides), [self._gpu(device, besides)]
+
+    @property
+    def host(self) -> Room:
+        return self._host()
+
+    def _host(self, besides: str = "") -> Room:
+        of_host = next((d for d in self.devices.values() if d.kind == "cpu"), None)
+        if of_host is None:
+            total, free = self.host_memory()
+        else:
+            total, free = of_host.memory_total_bytes, of_host.memory_free_bytes
+        if free is not None:
+            for model, entry in self.entries.items():
+                if model != besides and entry.footprint is not None:
+                    free -= self._taken_of_host(model, entry, entry.footprint)
+            free = max(free, 0)
+        return Room("host", free, total)
+
+    def _taken_of_host(self, model: str, entry: Entry, footprint: Footprint) -> int:
+        """What a model takes of the host's memory that the system reports as available."""
+        host = footprint.devices[-1]
+        if self._is_promised(model, entry):
+            return host.total_bytes
+        # The system calls the pages of a mapped file available, but a model in use needs them.
+        is_mapped = entry.spec.params.mmap and not entry.spec.params.mlock
+        is_there = self.state_of(model).phase != "failed"
+        return host.weights_bytes if is_mapped and is_there else 0
+
+    def _gpu(self, device: str, besides: str = "") -> Room:
+        state = self.devices[device]
+        free = state.memory_free_bytes
+        if free is not None:
+            for model, entry in self.entries.items():
+                is_other = model != besides and entry.device == device
+                if is_other and entry.footprint and self._is_promised(model, entry):
+                    free -= sum(taken.total_bytes for taken in entry.footprint.devices[:-1])
+            free = max(free, 0)
+        return Room(device, free, state.memory_total_bytes)
+
+    def _is_promised(self, model: str, entry: Entry) -> bool:
+        """On its way, or there but since the devices were last read."""
+        phase = self.state_of(model).phase
+        return phase == "loading" or (phase in ("ready", "draining") and not entry.is_seen)

@@ -1,0 +1,300 @@
+"""Loads and unloads: one at a time per model, in the order they came, each an operation to ask
+about. Who may generate, and what the node says of itself, is the registry's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from cortex_core.config.neuron import EngineSection
+from cortex_core.errors import (
+    Conflict,
+    CortexError,
+    Fault,
+    InternalError,
+    InvalidRequest,
+    PreflightFailed,
+    ShuttingDown,
+)
+from cortex_core.fleet.discovery import ModelState
+from cortex_core.wire import ipc
+from neuron import logs
+from neuron.models.gguf import GgufHeader, read_header
+from neuron.models.inventory import Entry, Inventory
+from neuron.models.operations import OperationRecord, Operations
+from neuron.models.options import Wanted, asked, params_of
+from neuron.models.placing import by_room
+from neuron.models.preflight import Estimate, Preflight
+from neuron.models.resolve import Resolver
+from neuron.pulse import Pulse
+from neuron.worker_events import LoadSpec
+
+__all__ = ["Loading"]
+
+_log = logs.get(__name__)
+
+
+class Loading:
+    """`changed(urgent)` is told of every change; `pulse` beats with each."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        engine: EngineSection,
+        resolver: Resolver,
+        operations: Operations,
+        pulse: Pulse,
+        changed: Callable[[bool], None],
+    ) -> None:
+        self._inventory = inventory
+        self._engine = engine
+        self._resolver = resolver
+        self._operations = operations
+        self._pulse = pulse
+        self._changed = changed
+        self._newest: dict[str, tuple[OperationRecord, Wanted]] = {}  # per model
+
+    async def load(self, model: str, wanted: Wanted) -> OperationRecord:
+        """Begin a load, or join the one in progress; for a model that is ready nothing is done.
+
+        Raises at once what can be known at once: ShuttingDown, InvalidRequest (an option),
+        Conflict, ModelNotFound, Forbidden, PreflightFailed, NoCapacity.
+        """
+        self._inventory.refuse_when_draining()
+        self._check_device(wanted)
+        if joined := self._join(model, wanted):
+            return joined
+        header = await asyncio.to_thread(self._inspect, model)
+        # While the file was read, somebody else may have begun the same load.
+        self._inventory.refuse_when_draining()
+        if joined := self._join(model, wanted):
+            return joined
+        before = self._running(model)
+        if before is None:
+            self._place(model, header, wanted)  # refuses now, while the asker listens
+        record = self._operations.begin("load", model, lambda: self._progress(model))
+        self._carry_out(record, wanted, self._load(model, header, wanted, before))
+        return record
+
+    async def estimate(self, model: str, wanted: Wanted) -> Estimate:
+        """What that load would take and whether it would be let; nothing is touched. Raises
+        InvalidRequest, ModelNotFound, Forbidden, PreflightFailed (of the file) or NoCapacity."""
+        self._check_device(wanted)
+        header = await asyncio.to_thread(self._inspect, model)
+        device, preflight = self._choose(model, header, wanted)
+        return await asyncio.to_thread(preflight.estimate, model, device)
+
+    def show_failed(self, model: str, wanted: Wanted, error: CortexError) -> None:
+        """A default model whose load could not even begin is shown as failed, with its cause."""
+        inventory = self._inventory
+        device = wanted.device if wanted.device in inventory.supervisors else None
+        device = device or next(iter(inventory.supervisors))
+        spec = LoadSpec(model, "", ipc.EngineParams(parallel=self._engine.parallel))
+        entry = inventory.entries[model] = Entry(device, spec)
+        entry.fault = error.fault
+        self._changed(True)
+
+    def unload(self, model: str, force: bool) -> OperationRecord:
+        """Begin an unload behind whatever the model is doing, or join the one in progress.
+
+        Running requests are let finish, or are ended now with `force`. Raises ModelNotFound.
+        """
+        before = self._running(model)
+        if before is not None and before.kind == "unload":
+            if force:
+                self._end_requests(model)
+            return before
+        if before is None and model not in self._inventory.entries:
+            raise self._inventory.missing(model)
+        record = self._operations.begin("unload", model)
+        self._carry_out(record, Wanted(), self._unload(model, force, before))
+        return record
+
+    # joining
+
+    def _check_device(self, wanted: Wanted) -> None:
+        known = self._inventory.supervisors
+        if wanted.device is not None and wanted.device not in known:
+            raise InvalidRequest(
+                f"device: there is no {wanted.device!r} here; devices: {', '.join(known)}",
+                param="device",
+            )
+
+    def _inspect(self, model: str) -> GgufHeader:
+        return read_header(self._resolver.resolve(model))
+
+    def _join(self, model: str, wanted: Wanted) -> OperationRecord | None:
+        """The operation that does, or has done, what is wanted; None when there is none.
+        Raises Conflict when the model is there, or will be, with other parameters."""
+        before = self._running(model)
+        if before is not None and before.kind == "unload":
+            return None
+        entry = self._inventory.entries.get(model)
+        if before is not None:
+            self._compare(model, entry, wanted, "being loaded")
+            return before
+        state = self._inventory.state_of(model) if entry else None
+        if state is None or state.phase not in ("ready", "recovering"):
+            return None
+        self._compare(model, entry, wanted, "loaded")
+        record = self._operations.begin("load", model, lambda: self._progress(model))
+        if state.phase == "ready":
+            record.succeed(state)
+        else:
+            self._carry_out(record, wanted, self._recovered(model))
+        return record
+
+    def _compare(self, model: str, entry: Entry | None, wanted: Wanted, how: str) -> None:
+        """What it has is what was asked for, or what that came to: a context of 0 asks for what
+        fits. Raises Conflict, naming the first option that differs."""
+        _, first = self._newest.get(model, (None, Wanted()))
+        options = asked(wanted)
+        has: dict[str, tuple[Any, ...]]
+        if entry is None or entry.is_draining:
+            earlier = asked(first)
+            has = {name: (earlier.get(name),) for name in options}
+            device = first.device
+        else:
+            given, came_to = entry.asked, entry.spec.params
+            state = self._inventory.state_of(model)
+            has = {
+                name: (
+                    getattr(state, name, None) or getattr(came_to, name),
+                    getattr(came_to, name),
+                    getattr(given, name),
+                )
+                for name in options
+            }
+            mine = self._params(wanted, entry.device)
+            options = {name: getattr(mine, name) for name in options}
+            device = entry.device
+        if wanted.device is not None:
+            options["device"], has["device"] = wanted.device, (device,)
+        for name, value in options.items():
+            if value not in has[name]:
+                raise Conflict(
+                    f"{name}: {model!r} is {how} with {has[name][0]!r}, not {value!r}; "
+                    "unload it first",
+                    param=name,
+                )
+
+    async def _recovered(self, model: str) -> ModelState:
+        inventory = self._inventory
+
+        def is_over() -> bool:
+            return model not in inventory.entries or inventory.state_of(model).phase != "recovering"
+
+        await self._pulse.until(is_over)
+        inventory.ready(model)
+        return inventory.state_of(model)
+
+    # placing
+
+    async def _load(
+        self, model: str, header: GgufHeader, wanted: Wanted, before: OperationRecord | None
+    ) -> ModelState:
+        inventory = self._inventory
+        if before is not None:
+            await before.settled()
+            inventory.refuse_when_draining()
+            self._place(model, header, wanted)
+        entry = inventory.entries[model]
+        _log.info("loading", model=model, device=entry.device, path=entry.spec.path)
+        try:
+            await inventory.supervisors[entry.device].load(entry.spec)
+        except CortexError as error:
+            entry.fault = error.fault
+            raise
+        return inventory.state_of(model)
+
+    def _place(self, model: str, header: GgufHeader, wanted: Wanted) -> None:
+        """Give the model its device. Raises NoCapacity, InvalidRequest or PreflightFailed, and
+        then nothing has changed."""
+        inventory = self._inventory
+        device, preflight = self._choose(model, header, wanted)
+        preflight.check_room(model)
+        if old := inventory.entries.pop(model, None):
+            inventory.supervisors[old.device].forget(model)
+        inventory.entries[model] = Entry(
+            device,
+            LoadSpec(model, header.path, preflight.params),
+            header,
+            preflight.footprint,
+            self._params(wanted, device),
+        )
+        self._changed(True)
+
+    def _choose(self, model: str, header: GgufHeader, wanted: Wanted) -> tuple[str, Preflight]:
+        """The device that is wanted, or the best one where it fits; the best where it does not fit
+        on any. Raises NoCapacity or InvalidRequest."""
+        inventory = self._inventory
+        candidates = [wanted.device] if wanted.device else list(inventory.supervisors)
+        ranked = by_room(map(inventory.candidate, candidates), header.file_bytes)
+        choices: list[tuple[str, Preflight]] = []
+        for device in ranked:
+            host, gpus = inventory.rooms(device, besides=model)
+            preflight = Preflight(header, self._params(wanted, device), host, gpus)
+            choices.append((device, preflight))
+            try:
+                preflight.check_room(model)
+            except PreflightFailed:
+                continue
+            return device, preflight
+        return choices[0]
+
+    def _params(self, wanted: Wanted, device: str) -> ipc.EngineParams:
+        devices = self._inventory.devices
+        cpus = sum(1 for state in devices.values() if state.kind == "cpu")
+        is_cpu = devices[device].kind == "cpu"
+        threads = 0
+        if is_cpu and cpus > 1:
+            threads = max(1, len(os.sched_getaffinity(0)) // cpus)
+        return params_of(
+            self._engine, wanted, device=device, gpus=0 if is_cpu else 1, threads=threads
+        )
+
+    # unloading
+
+    async def _unload(self, model: str, force: bool, before: OperationRecord | None) -> None:
+        if before is not None:
+            await before.settled()
+        inventory = self._inventory
+        entry = inventory.entries.get(model)
+        if entry is None:
+            return
+        supervisor = inventory.supervisors[entry.device]
+        entry.is_draining = True
+        self._changed(True)
+        _log.info("unloading", model=model, device=entry.device, force=force)
+        if force:
+            self._end_requests(model)
+        await self._pulse.until(lambda: supervisor.load_of(model) == (0, 0))
+        await supervisor.unload(model)
+        del inventory.entries[model]
+        self._changed(True)
+
+    def _end_requests(self, model: str) -> None:
+        if entry := self._inventory.entries.get(model):
+            fault = Fault("upstream_failed", f"the model {model!r} was unloaded by force")
+            self._inventory.supervisors[entry.device].cancel(model, fault)
+
+    # operations
+
+    def _running(self, model: str) -> OperationRecord | None:
+        """The newest operation of a model, while it has not ended. Operations of one model run in
+        the order they came, so whoever comes next waits for this one alone."""
+        newest = self._newest.get(model)
+        return newest[0] if newest and newest[0].is_running else None
+
+    def _progress(self, model: str) -> float:
+        inventory = self._inventory
+        return (inventory.state_of(model).progress or 0.0) if model in inventory.entries else 0.0
+
+    def _carry_out(
+        self, record: OperationRecord, wanted: Wanted, work: Coroutine[Any, Any, ModelState | None]
+    ) -> None:
+        self._newest[record.model] = (record, wanted)
+        self._operations.carry_out(record, work, self._changed)
