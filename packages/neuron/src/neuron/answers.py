@@ -18,8 +18,9 @@ from cortex_core.errors import (
     NotFound,
     render_openai,
 )
+from neuron.models.operations import OperationRecord
 
-__all__ = ["EXCEPTION_HANDLERS", "error_answer", "json_answer"]
+__all__ = ["EXCEPTION_HANDLERS", "error_answer", "json_answer", "operation_answer"]
 
 
 def json_answer(
@@ -28,6 +29,15 @@ def json_answer(
     return Response(
         msgspec.json.encode(value), status, headers=headers, media_type="application/json"
     )
+
+
+async def operation_answer(record: OperationRecord, wait: bool) -> Response:
+    """The operation: 200 when it is over (or raise its error), 202 while it runs. A client that
+    leaves while waiting changes nothing: the operation goes on."""
+    if wait:
+        await record.ended()
+    status = 202 if record.is_running else 200
+    return json_answer(record.report(), status, {"location": f"/operations/{record.id}"})
 
 
 def error_answer(error: CortexError, headers: Mapping[str, str] | None = None) -> Response:

@@ -14,10 +14,8 @@ from cortex_core.errors import (
     Conflict,
     CortexError,
     Fault,
-    InternalError,
     InvalidRequest,
     PreflightFailed,
-    ShuttingDown,
 )
 from cortex_core.fleet.discovery import ModelState
 from cortex_core.wire import ipc

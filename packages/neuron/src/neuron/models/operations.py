@@ -1,16 +1,21 @@
-"""Loads and unloads as things to ask about: an id, progress, a result. Bounded history."""
+"""Loads, unloads and restarts as things to ask about: an id, progress, a result. Bounded
+history."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal
 
-from cortex_core.errors import CortexError, NotFound
+from cortex_core.errors import CortexError, InternalError, NotFound, ShuttingDown
 from cortex_core.fleet.discovery import ModelState, Operation
+from neuron import logs
 
-__all__ = ["OperationRecord", "Operations"]
+__all__ = ["OperationKind", "OperationRecord", "Operations"]
 
+OperationKind = Literal["load", "unload", "restart"]
+
+_log = logs.get(__name__)
 _MOST_KEPT = 256
 
 
@@ -20,13 +25,15 @@ class OperationRecord:
     def __init__(
         self,
         identity: str,
-        kind: Literal["load", "unload"],
+        kind: OperationKind,
         model: str,
+        device: str,
         progress: Callable[[], float],
     ) -> None:
         self.id = identity
-        self.kind: Literal["load", "unload"] = kind
+        self.kind: OperationKind = kind
         self.model = model
+        self.device = device
         self.task: asyncio.Task[None] | None = None
         self._progress = progress
         self._result: ModelState | None = None
@@ -56,12 +63,21 @@ class OperationRecord:
         await self._ended.wait()
 
     def report(self) -> Operation:
+        phase, progress = "done", 1.0
         if self.is_running:
-            return Operation(self.id, self.kind, self.model, "running", self._progress())
-        if self._error is not None:
-            fault = self._error.fault
-            return Operation(self.id, self.kind, self.model, "failed", fault=fault)
-        return Operation(self.id, self.kind, self.model, "done", 1.0, self._result)
+            phase, progress = "running", self._progress()
+        elif self._error is not None:
+            phase, progress = "failed", 0.0
+        return Operation(
+            self.id,
+            self.kind,
+            self.model,
+            phase,
+            progress,
+            self._result,
+            self._error.fault if self._error else None,
+            self.device,
+        )
 
 
 class Operations:
@@ -74,15 +90,45 @@ class Operations:
 
     def begin(
         self,
-        kind: Literal["load", "unload"],
-        model: str,
+        kind: OperationKind,
+        model: str = "",
         progress: Callable[[], float] = lambda: 0.0,
+        *,
+        device: str = "",
     ) -> OperationRecord:
         self._forget()
         self._count += 1
-        record = OperationRecord(f"{kind}-{self._prefix}-{self._count}", kind, model, progress)
+        identity = f"{kind}-{self._prefix}-{self._count}"
+        record = OperationRecord(identity, kind, model, device, progress)
         self._records[record.id] = record
         return record
+
+    def carry_out(
+        self,
+        record: OperationRecord,
+        work: Coroutine[Any, Any, ModelState | None],
+        changed: Callable[[bool], None],
+    ) -> None:
+        """Run `work`, and let the record end as it does; `changed` is told then."""
+        what = record.model or record.device
+
+        async def run() -> None:
+            try:
+                record.succeed(await work)
+                _log.info(f"{record.kind} done", what=what, operation=record.id)
+            except CortexError as error:
+                record.fail(error)
+                _log.error(f"{record.kind} failed", what=what, cause=error.message)
+            except asyncio.CancelledError:
+                record.fail(ShuttingDown("the neuron is shutting down"))
+                raise
+            except Exception:
+                record.fail(InternalError(f"the {record.kind} of {what!r} failed"))
+                _log.exception(f"{record.kind} failed", what=what)
+            finally:
+                changed(True)
+
+        record.task = asyncio.create_task(run(), name=record.id)
 
     def find(self, identity: str) -> OperationRecord:
         """Raises NotFound."""

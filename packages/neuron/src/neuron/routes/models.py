@@ -47,7 +47,9 @@ class UnloadRequest(msgspec.Struct, frozen=True):
 def routes(registry: Registry, config: NeuronConfig) -> list[Route]:
     async def load(request: Request) -> Response:
         asked, _ = decode_request(await request.body(), LoadRequest)
-        return await operation_answer(await registry.load(asked.model, wanted_of(asked)), asked.wait)
+        return await operation_answer(
+            await registry.load(asked.model, wanted_of(asked)), asked.wait
+        )
 
     async def estimate(request: Request) -> Response:
         asked, _ = decode_request(await request.body(), EstimateRequest)
