@@ -107,7 +107,7 @@ def test_dimensions_are_the_first_ones_at_length_one_again(worker: AskingWorker)
 
 
 def test_token_ids_are_taken_as_they_are(worker: AskingWorker):
-    asked = Tokenize(next(_ids), "mean", "hello world", add_special=True)
+    asked = Tokenize(next(_ids), "mean", "hello world", "all")
     tokens = worker.reply(asked).tokens
     by_text, by_ids = worker.reply(embed("mean", "hello world", tokens)).vectors
     assert np.allclose(by_text, by_ids, atol=1e-5)

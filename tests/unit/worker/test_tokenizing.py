@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex_core.wire.ipc import Detokenize, Tokenize, Tokens
+from cortex_core.wire.ipc import Detokenize, Generate, Sampling, Tokenize, Tokens
 from tests.unit.worker.asking import AskingWorker, packed
 
 TEXT = "Zürich, 東京! 👍🏽👩‍👩‍👧 Привет\n\tdef f(x): return x+1"
@@ -25,7 +26,7 @@ def worker(other_gguf: str) -> Iterator[AskingWorker]:
         yield process
 
 
-def _tokens(worker: AskingWorker, text: str, model: str = "tiny", **how: bool) -> list[int]:
+def _tokens(worker: AskingWorker, text: str, model: str = "tiny", **how: Any) -> list[int]:
     return worker.reply(Tokenize(next(_ids), model, text, **how)).tokens
 
 
@@ -53,7 +54,19 @@ def test_special_tokens_are_parsed_only_when_asked(worker: AskingWorker):
 
 def test_special_tokens_are_added_only_when_asked(worker: AskingWorker):
     bare = _tokens(worker, "hi", "other")
-    assert _tokens(worker, "hi", "other", add_special=True)[1:] == bare
+    assert _tokens(worker, "hi", "other", ends="all")[1:] == bare
+
+
+def test_a_prompt_begins_with_exactly_one_bos(worker: AskingWorker):
+    for text in ("hi", "<s>hi"):
+        tokens = _tokens(worker, text, "other", ends="prompt")
+        assert _text(worker, tokens, "other") == "<s>hi"
+    request = next(_ids)
+    generated = Generate(request, "other", "hi", Sampling(temperature=0), 1)
+    usage = worker.reply(generated).finished
+    assert usage is not None
+    assert usage.usage.prompt == len(_tokens(worker, "hi", "other", ends="prompt"))
+    assert _tokens(worker, "hi", ends="prompt") == _tokens(worker, "hi")
 
 
 def test_pieces_make_up_the_text(worker: AskingWorker):

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import msgspec
 
 from cortex_core.envelopes.parameters import decode_request
+from cortex_core.envelopes.sampling import SamplingParameters, check_ranges
+from cortex_core.envelopes.usage import UsageReport
 from cortex_core.errors import InvalidRequest, UnsupportedParameter
-from cortex_core.outcome import Usage
 
 __all__ = [
     "IGNORED_PARAMETERS",
@@ -25,6 +26,7 @@ __all__ = [
     "ToolCall",
     "ToolCallDelta",
     "UsageReport",
+    "check_messages",
     "decode_chat_request",
 ]
 
@@ -43,11 +45,6 @@ IGNORED_PARAMETERS = frozenset(
     }
 )
 """Defined by the vendor, without effect on what a local model answers."""
-
-
-class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    include_usage: bool = False
-    include_obfuscation: bool = False
 
 
 class ResponseFormat(msgspec.Struct, frozen=True):
@@ -88,8 +85,8 @@ class _MessageShape(msgspec.Struct, frozen=True):
     reasoning_content: str | None = None
 
 
-class ChatRequest(msgspec.Struct, frozen=True):
-    """The honoured parameters. `None` means "not given": the model's or node's default applies.
+class ChatRequest(SamplingParameters, frozen=True):
+    """The honoured parameters.
 
     `messages` and `tools` are checked for shape but stay plain dicts, because chat templates may
     look at keys that this API does not know.
@@ -97,21 +94,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
     model: str
     messages: list[dict[str, Any]]
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    ignore_eos: bool = False
-    stop: str | list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
@@ -126,11 +109,6 @@ class ChatRequest(msgspec.Struct, frozen=True):
         """`max_completion_tokens`, the newer name, wins over `max_tokens`."""
         return self.max_completion_tokens or self.max_tokens
 
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(text for text in stop if text)
-
 
 def decode_chat_request(body: bytes) -> tuple[ChatRequest, list[str]]:
     """The checked request and the names of the parameters that have no effect.
@@ -140,16 +118,22 @@ def decode_chat_request(body: bytes) -> tuple[ChatRequest, list[str]]:
     request, ignored = decode_request(body, ChatRequest, IGNORED_PARAMETERS)
     if not request.model:
         raise InvalidRequest("model: must not be empty", param="model")
-    if not request.messages:
-        raise InvalidRequest("messages: must hold at least one message", param="messages")
-    _check_shape(request.messages, list[_MessageShape], "messages")
-    for index, message in enumerate(request.messages):
-        _check_parts(message, f"messages[{index}].content")
-    if request.tools is not None:
-        _check_shape(request.tools, list[ToolDefinition], "tools")
-    _check_ranges(request)
+    check_messages(request.messages, request.tools)
+    check_ranges(request)
     _check_unsupported(request)
     return request, ignored
+
+
+def check_messages(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:
+    """Raises InvalidRequest or UnsupportedParameter that names the place, e.g.
+    `messages[2].content[0]`."""
+    if not messages:
+        raise InvalidRequest("messages: must hold at least one message", param="messages")
+    _check_shape(messages, list[_MessageShape], "messages")
+    for index, message in enumerate(messages):
+        _check_parts(message, f"messages[{index}].content")
+    if tools is not None:
+        _check_shape(tools, list[ToolDefinition], "tools")
 
 
 def _check_shape(value: Any, kind: Any, param: str) -> None:
@@ -170,29 +154,6 @@ def _check_parts(message: dict[str, Any], param: str) -> None:
             raise UnsupportedParameter(f"{at}: content of type {kind!r} is unsupported", param=at)
         if not isinstance(part.get("text"), str):
             raise InvalidRequest(f"{param}[{index}].text: missing", param=f"{param}[{index}].text")
-
-
-# Inclusive bounds; a NaN or an infinity cannot come in as JSON.
-_RANGES: dict[str, tuple[float, float]] = {
-    "max_tokens": (1, 2**31 - 1),
-    "max_completion_tokens": (1, 2**31 - 1),
-    "temperature": (0, 100),
-    "top_p": (0, 1),
-    "top_k": (0, 2**31 - 1),
-    "min_p": (0, 1),
-    "repeat_penalty": (0.01, 100),
-    "repeat_last_n": (-1, 2**31 - 1),
-    "presence_penalty": (-100, 100),
-    "frequency_penalty": (-100, 100),
-    "seed": (-(2**63), 2**63 - 1),
-}
-
-
-def _check_ranges(request: ChatRequest) -> None:
-    for name, (low, high) in _RANGES.items():
-        value = getattr(request, name)
-        if value is not None and not low <= value <= high:
-            raise InvalidRequest(f"{name}: must be from {low} to {high}, got {value}", param=name)
 
 
 def _check_unsupported(request: ChatRequest) -> None:
@@ -236,32 +197,6 @@ class Choice(msgspec.Struct, frozen=True):
     index: int
     message: Message
     finish_reason: FinishReason
-
-
-class _PromptDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int
-
-
-class _CompletionDetails(msgspec.Struct, frozen=True):
-    reasoning_tokens: int
-
-
-class UsageReport(msgspec.Struct, frozen=True):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: _PromptDetails
-    completion_tokens_details: _CompletionDetails
-
-    @classmethod
-    def of(cls, usage: Usage) -> UsageReport:
-        return cls(
-            usage.prompt,
-            usage.completion,
-            usage.prompt + usage.completion,
-            _PromptDetails(usage.cached),
-            _CompletionDetails(usage.reasoning),
-        )
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):

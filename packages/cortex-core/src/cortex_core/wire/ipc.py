@@ -202,13 +202,14 @@ class Rank(_Command, frozen=True):
 
 
 class Tokenize(_Command, frozen=True):
-    """`add_special`: with the tokens the model wants at a text's ends. `parse_special`: special
-    tokens written in the text are read as such."""
+    """`ends`: with the special tokens that the model wants at a text's ends (all), or as Generate
+    does it with a prompt: one BOS where the model wants it, unless it is there. `parse_special`:
+    special tokens written in the text are read as such."""
 
     request: int
     model: str
     text: str
-    add_special: bool = False
+    ends: Literal["none", "all", "prompt"] = "none"
     parse_special: bool = True
     with_pieces: bool = False
 

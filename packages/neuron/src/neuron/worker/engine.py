@@ -222,7 +222,7 @@ class Engine:
         if limit < 1:
             raise InvalidRequest(f"max_tokens must be at least 1, got {command.max_tokens}")
         reasoning = None
-        if markers := self._loaded.markers:
+        if (markers := self._loaded.markers) and not command.is_raw:
             is_inside = starts_inside(prompt.tolist(), markers, self._vocabulary.end_ids)
             reasoning = ReasoningState(markers, is_inside=is_inside)
         stream = Stream(

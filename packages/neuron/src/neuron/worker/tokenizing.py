@@ -101,8 +101,10 @@ class Tokenizing:
     def _tokens(self, asked: Tokenize) -> tuple[Result, int]:
         codec = self._codec
         ids = codec.tokenize(
-            asked.text, add_special=asked.add_special, parse_special=asked.parse_special
+            asked.text, add_special=asked.ends == "all", parse_special=asked.parse_special
         )
+        if asked.ends == "prompt" and codec.adds_bos and (len(ids) == 0 or ids[0] != codec.bos):
+            ids = np.concatenate((np.array([codec.bos], np.int32), ids))
         pieces = None
         if asked.with_pieces:
             pieces = {token: codec.piece(token) for token in np.unique(ids).tolist()}
