@@ -66,7 +66,7 @@ async def measure(binary: Path, rounds: int, turns: int = TURNS) -> Table:
     with prompts.opened(model) as tokenizer:
 
         async def run(server: Server, round_: int) -> Run:
-            return await _play(server, _script(tokenizer, turns, round_))
+            return await _play(server, script(tokenizer, turns, round_))
 
         for title, parallel, layout in SETUPS:
             setup = Setup(model, parallel, CELLS, 2, CELLS if layout else 0, layout)
@@ -104,7 +104,7 @@ async def _play(server: Server, script: Iterable[Turn]) -> Run:
     return Run(prompt, known, recomputed, waited_s)
 
 
-def _script(tokenizer: Tokenizer, turns: int, round_: int) -> Iterator[Turn]:
+def script(tokenizer: Tokenizer, turns: int, round_: int) -> Iterator[Turn]:
     """The requests of all agents in the order they are sent."""
     system = prompts.prose(tokenizer, SYSTEM_TOKENS, f"tools {round_}")
     chats: list[Conversation] = [[{"role": "system", "content": system}] for _ in range(AGENTS)]
