@@ -12,6 +12,7 @@ import pytest
 
 from cortex_core.errors import NodeUnavailable
 from cortex_core.wire.ipc import Cancel, EngineParams, Generate, Sampling, Step
+from neuron.worker import engine as engine_module
 from neuron.worker import llama
 from neuron.worker.engine import Engine
 from neuron.worker.load import load
@@ -207,3 +208,23 @@ def test_stopping_fails_what_is_left_with_the_given_fault(bench: Bench) -> None:
 def test_max_tokens_below_one_is_refused(bench: Bench) -> None:
     bench.engine.submit(Generate(1, "tiny", "on", GREEDY, max_tokens=0))
     assert bench.faults(bench.turn()) == {1: "invalid_request"}
+
+
+def test_rows_sampled_on_threads_get_the_tokens_they_get_in_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[list[str]] = []
+    for threaded_from in (0, 2**40):
+        monkeypatch.setattr(engine_module, "_THREADED_FROM", threaded_from)
+        before = len(bench.steps)
+        for request in range(1, 5):
+            sampling = Sampling(temperature=1.0, seed=request, ignore_eos=True)
+            bench.submit(request, chat(f"Hello {request}"), sampling)
+        bench.turn(30)
+        deltas = [delta for step in bench.steps[before:] for delta in step.deltas]
+        texts.append(["".join(d.text for d in deltas if d.request == n) for n in range(1, 5)])
+        for request in range(1, 5):
+            bench.engine.submit(Cancel(request))
+        bench.turn(2)
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == 4

@@ -7,10 +7,12 @@ very next step fails too the process ends, loudly, for the supervisor to start i
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -50,6 +52,10 @@ from neuron.worker.stream import Stream
 __all__ = ["Engine"]
 
 _LOOK_AGAIN_S = 0.05
+_THREADED_FROM = 2**19
+"""Logits of a step from which on rows are sampled on several threads: four rows of a vocabulary of
+150,000, about 0.6 ms of work against 0.1 ms to hand it out and collect it."""
+
 _EXPIRE_EVERY_S = 0.25
 
 _REFUSED = {1: "no free cells for the batch", -1: "the batch is not valid"}
@@ -79,6 +85,8 @@ class Engine:
         self._host = HostCache(0) if host is None else host
         self._space = space
         self._vocabulary = loaded.model.vocabulary
+        cores = min(len(os.sched_getaffinity(0)), 8)
+        self._threads = ThreadPoolExecutor(cores, "sampling") if cores > 1 else None
         self._end_ids = np.array(sorted(self._vocabulary.end_ids), np.int32)
         self._emit = emit
         self._die = die
@@ -155,6 +163,8 @@ class Engine:
 
     def close(self) -> None:
         """Park what is cached, and free everything."""
+        if self._threads is not None:
+            self._threads.shutdown()
         self._memory.park_all()
         self._context.free()
         self._loaded.model.free()
@@ -393,7 +403,7 @@ class Engine:
         if self._is_plain:
             tokens = logits.argmax(axis=1).tolist()
         else:
-            tokens = [self._choose(stream, logits, row) for row, stream in enumerate(streams)]
+            tokens = self._choose_all(streams, logits)
         deltas = self._deltas
         for stream, token in zip(streams, tokens, strict=True):
             if reason := stream.take(token, deltas):
@@ -415,6 +425,15 @@ class Engine:
             return int(logits[row].argmax())
         history = self._kv.tokens(stream.slot)
         return stream.sampler.choose(logits, row, history, len(stream.prompt), self._context)
+
+    def _choose_all(self, streams: list[Stream], logits: np.ndarray) -> list[int]:
+        def choose(row: int) -> int:
+            return self._choose(streams[row], logits, row)
+
+        rows = range(len(streams))
+        if len(rows) < 2 or logits.size < _THREADED_FROM or self._threads is None:
+            return [choose(row) for row in rows]
+        return list(self._threads.map(choose, rows))  # llama.cpp's samplers let go of the GIL
 
     def _finish(self, stream: Stream, reason: FinishReason) -> None:
         self._release(stream)
