@@ -89,10 +89,13 @@ async def measure(
 
 
 def _chats(case: Case, tokenizer: Tokenizer, round_: int, width: int) -> list[Conversation]:
+    """A history is the same in every round and at every width: it is computed once, and there is
+    a sequence to keep each."""
+    if case.history:
+        seeds = [f"stream {index}" for index in range(width)]
+        return [prompts.say(prompts.prose(tokenizer, case.history, seed)) for seed in seeds]
     names = [f"Round {round_}, width {width}, stream {index}: hello." for index in range(width)]
-    if not case.history:
-        return [prompts.say(name) for name in names]
-    return [prompts.say(prompts.prose(tokenizer, case.history, name)) for name in names]
+    return [prompts.say(name) for name in names]
 
 
 def _check_history(server: Server, case: Case, streams: list[Stream]) -> None:
