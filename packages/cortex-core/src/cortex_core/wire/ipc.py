@@ -59,6 +59,7 @@ __all__ = [
     "Unloaded",
     "Vectors",
     "encode",
+    "pack_ids",
 ]
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024  # far above any prompt; a length beyond it is a broken stream
@@ -117,7 +118,9 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 class ModelInfo(msgspec.Struct, frozen=True):
     """What a worker learned by loading a model. `context` is tokens per sequence. `metadata` holds
     the GGUF's string-valued keys the parent needs (general.*, tokenizer.chat_template*).
-    `memory_bytes` is measured: what the process or device holds more than before the load.
+    `memory_bytes` is measured: what the process or device holds more than before the load (on a
+    CPU its own memory and the mapped weights it computes with). `weights_bytes`, `kv_bytes` and
+    `compute_bytes` are the sizes of llama.cpp's buffers, over all devices.
     `path` is the Load's: a chat template may lie beside the file."""
 
     architecture: str
@@ -401,6 +404,12 @@ class Progress(_Report, frozen=True):
 Report = Hello | LoadProgress | Loaded | LoadFailed | Unloaded | Step | Progress
 
 M = TypeVar("M", bound=Command | Report)
+
+
+def pack_ids(ids: list[int]) -> bytes:
+    """Token ids as Tokens and Detokenize carry them. Raises struct.error beyond 32 bits."""
+    return struct.pack(f"<{len(ids)}i", *ids)
+
 
 _LENGTH = struct.Struct(">I")
 _encoder = msgspec.msgpack.Encoder()

@@ -210,7 +210,10 @@ class _Sum:
             # Tokens are looked up here, and the inputs of the GPUs' graph are prepared.
             mask = (2 if size.flash_attention else _F32) * size.cells * size.tokens
             self._compute[self._host] += _F32 * self._shape.width * size.tokens + mask
-        self._compute[self._host] += _F32 * self._shape.vocabulary * size.outputs
+        row = self._shape.vocabulary
+        if isinstance(self._plan, PassPlan):
+            row += self._shape.width  # and every token's vector
+        self._compute[self._host] += _F32 * row * size.outputs
 
     def _graph_size(self) -> GraphSize:
         plan, params = self._plan, self._params

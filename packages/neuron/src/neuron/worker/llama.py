@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +28,24 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from llama_cpp import llama_cpp as lib
 
-__all__ = ["Chain", "Context", "LlamaError", "Model", "Vocabulary", "log_to", "start", "versions"]
+__all__ = [
+    "Buffer",
+    "Chain",
+    "Context",
+    "LlamaError",
+    "Model",
+    "Vocabulary",
+    "log_to",
+    "start",
+    "take_buffers",
+    "versions",
+]
 
 Int32s = npt.NDArray[np.int32]
 
 MAX_SEQUENCES = int(lib.llama_max_parallel_sequences())
-_WARN, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
+_INFO, _WARN, _ERROR, _CONTINUED = 2, 3, 4, 5  # ggml_log_level
+_BUFFER = re.compile(r"(\S+) +(\w+) buffer size += +([0-9.]+) MiB")
 
 
 class LlamaError(RuntimeError):
@@ -44,6 +57,15 @@ class LlamaError(RuntimeError):
         self.lines = tuple(lines)
 
 
+class Buffer(NamedTuple):
+    """One that llama.cpp allocated: what for ("model", "KV", "RS", "output", "compute"), and in
+    which of a device's kinds of memory ("CPU", "CPU_Mapped", "CUDA0", "CUDA_Host", ...)."""
+
+    memory: str
+    kind: str
+    size_bytes: int
+
+
 # The log: llama.cpp has one callback per process; lines are told apart by the thread they come on.
 
 
@@ -53,6 +75,7 @@ class _ThreadLog(threading.local):
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=12)
+        self.buffers: deque[Buffer] = deque(maxlen=256)
 
 
 _thread_log = _ThreadLog()
@@ -75,12 +98,22 @@ def take_lines() -> list[str]:
     return lines
 
 
+def take_buffers() -> list[Buffer]:
+    """The buffers allocated on this thread since it was last asked. llama.cpp tells their sizes
+    in its log alone, to a hundredth of a MiB."""
+    buffers = list(_thread_log.buffers)
+    _thread_log.buffers.clear()
+    return buffers
+
+
 @lib.llama_log_callback
 def _on_log(level: int, text: bytes, _: object) -> None:
     log = _thread_log
     if level == _CONTINUED:
         level = log.level
     log.level = level
+    if level == _INFO and (found := _BUFFER.search(text.decode("utf-8", "replace"))):
+        log.buffers.append(Buffer(found[1], found[2], round(float(found[3]) * 2**20)))
     if level not in (_WARN, _ERROR):
         return
     for line in text.decode("utf-8", "replace").splitlines():
@@ -249,6 +282,7 @@ class Model:
         self.vocabulary = Vocabulary(lib.llama_model_get_vocab(handle))
         self.context_train = int(lib.llama_model_n_ctx_train(handle))
         self.parameters = int(lib.llama_model_n_params(handle))
+        self.size_bytes = int(lib.llama_model_size(handle))  # of all its tensors
         self.can_trim = not (
             lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle)
         )

@@ -17,20 +17,20 @@ from msgspec.structs import replace
 
 from cortex_core.errors import Conflict, CortexError, NoCapacity, PreflightFailed
 from cortex_core.wire.ipc import EngineParams, ModelInfo, ModelKind
+from neuron.models.gguf import parts_of
 from neuron.models.kind import kind_of
-from neuron.models.layout import flash_attention_of, plan_kv
+from neuron.models.layout import SMALL_FILE_BYTES, flash_attention_of, plan_kv
 from neuron.models.pooling import plan_passes, pools_last
 from neuron.worker import llama
 from neuron.worker.detokenize import Pieces
+from neuron.worker.gauge import Gauge
 from neuron.worker.pooled import PooledContext
 from neuron.worker.reasoning import Markers, find_markers
 
 __all__ = ["LoadedModel", "LoadedPooler", "load", "resident_bytes"]
 
 _DEFAULT_CONTEXT = 8192
-_SMALL_FILE_BYTES = 64_000_000
 _MIN_BATCH = 16
-_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _UNSUPPORTED = re.compile(
     r"unknown model architecture|unsupported|unknown pre-tokenizer|unknown tokenizer"
     r"|invalid ggml type|not supported|version \d+ .*(supported|extract)",
@@ -83,7 +83,7 @@ def load(
     started = time.monotonic()
     file_bytes = _check_file(path)
     is_cpu = device.partition(":")[0] == "cpu"
-    held_before = _held_bytes(is_cpu)
+    gauge = Gauge(is_cpu=is_cpu)
     is_wanted = True
 
     def progress(fraction: float) -> bool:
@@ -107,12 +107,14 @@ def load(
             raise Conflict(f"the load of {path} was abandoned: unloaded meanwhile") from None
         raise _failure(path, error) from None
     try:
+        gauge.model_loaded(model.size_bytes)
         text = model.metadata()
         parallel = min(params.parallel, llama.MAX_SEQUENCES)
-        is_small = is_cpu and file_bytes < _SMALL_FILE_BYTES
+        is_small = is_cpu and file_bytes < SMALL_FILE_BYTES
 
         def describe(context_size: int) -> ModelInfo:
             vocabulary = model.vocabulary
+            measured = gauge.read()
             return ModelInfo(
                 architecture=text.get("general.architecture", ""),
                 context=context_size,
@@ -121,7 +123,10 @@ def load(
                 vocab_size=vocabulary.size,
                 parameters=model.parameters,
                 file_bytes=file_bytes,
-                memory_bytes=max(_held_bytes(is_cpu) - held_before, 0),
+                memory_bytes=measured.memory_bytes,
+                weights_bytes=measured.weights_bytes,
+                kv_bytes=measured.kv_bytes,
+                compute_bytes=measured.compute_bytes,
                 load_s=time.monotonic() - started,
                 bos=vocabulary.text_of(vocabulary.bos),
                 eos=vocabulary.text_of(vocabulary.eos),
@@ -256,7 +261,7 @@ def _check_file(path: str) -> int:
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
-        total = sum(part.stat().st_size for part in _parts(Path(path)))
+        total = sum(part.stat().st_size for part in parts_of(Path(path)))
     except FileNotFoundError as error:
         raise PreflightFailed(f"{error.filename}: no such file", kind="gguf_missing") from None
     except IsADirectoryError:
@@ -267,15 +272,6 @@ def _check_file(path: str) -> int:
         message = f"{path}: not a GGUF file (begins with {magic!r})"
         raise PreflightFailed(message, kind="gguf_corrupt")
     return total
-
-
-def _parts(path: Path) -> list[Path]:
-    found = _PART.search(path.name)
-    if not found:
-        return [path]
-    count = int(found[1])
-    stem = path.name[: found.start()]
-    return [path.with_name(f"{stem}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
 
 
 def _failure(path: str, error: llama.LlamaError) -> CortexError:
@@ -308,11 +304,6 @@ def _warm_up(path: str, context: llama.Context) -> None:
         raise PreflightFailed(message, kind="gguf_corrupt")
     context.trim(0, 0)
     llama.take_lines()  # warnings of the load are no cause of a later failure
-
-
-def _held_bytes(is_cpu: bool) -> int:
-    """What this process holds of the memory the model goes to; only differences mean anything."""
-    return resident_bytes() if is_cpu else -llama.gpu_free_bytes()
 
 
 def resident_bytes() -> int:

@@ -86,6 +86,7 @@ class PooledContext:
     @staticmethod
     def _open(model: Model, params: Any) -> Any:
         take_lines()
+        llama.take_buffers()  # of one that was opened in vain
         handle = lib.llama_init_from_model(model.handle, params)
         if not handle:
             raise LlamaError("llama.cpp cannot create the context", take_lines())
