@@ -18,7 +18,7 @@ from cortex_gateway.edge import Edge, Send
 from cortex_gateway.fleet import Fleet
 from cortex_gateway.ledger import Ledger
 from cortex_gateway.metrics import Metrics
-from cortex_gateway.proxy import ChatProxy
+from cortex_gateway.proxy import PATHS, Proxy
 from cortex_gateway.requestlog import RequestLog
 from cortex_gateway.routes import ROUTES
 from cortex_gateway.routes.answers import EXCEPTION_HANDLERS
@@ -28,8 +28,6 @@ from cortex_gateway.vigil import Receive
 from cortex_gateway.watcher import Watcher
 
 __all__ = ["Gateway"]
-
-CHAT_PATH = "/v1/chat/completions"
 
 
 class Gateway:
@@ -49,7 +47,7 @@ class Gateway:
         level = logging.getLevelNamesMapping()[settings.log_level.upper()]
         self._log = RequestLog(sys.stderr, level)
         ledger = Ledger(self.fleet, self.metrics, self._log)
-        self._chat = ChatProxy(settings, self.fleet, self.upstream, self.admission, ledger.record)
+        self._proxy = Proxy(settings, self.fleet, self.upstream, self.admission, ledger.record)
         self._rest = Edge(self._starlette(ROUTES))
         self._metrics_rest = Edge(self._starlette(METRICS_ROUTES))
         self._tasks: list[asyncio.Task[None]] = []
@@ -72,8 +70,8 @@ class Gateway:
 
     async def app(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            if scope["path"] == CHAT_PATH:
-                await self._chat(scope, receive, send)
+            if scope["path"] in PATHS:
+                await self._proxy(scope, receive, send)
             else:
                 await self._rest(scope, receive, send)
         else:

@@ -11,10 +11,10 @@ from cortex_core.errors import InvalidJson, InvalidRequest, RequestTooLarge
 from cortex_gateway.edge import Headers
 from cortex_gateway.vigil import ClientGone, Receive
 
-__all__ = ["ChatHead", "decode_head", "read_body"]
+__all__ = ["RequestHead", "decode_head", "read_body"]
 
 
-class ChatHead(NamedTuple):
+class RequestHead(NamedTuple):
     model: str
     stream: bool
 
@@ -53,7 +53,7 @@ async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
     return body
 
 
-def decode_head(body: bytes) -> ChatHead:
+def decode_head(body: bytes) -> RequestHead:
     """The model and whether to stream; the rest of the body is the neuron's to judge.
 
     Raises InvalidJson or InvalidRequest (with `param`).
@@ -64,10 +64,10 @@ def decode_head(body: bytes) -> ChatHead:
         return _explain(body)
     if not head.model:
         raise InvalidRequest("model: must not be empty", param="model")
-    return ChatHead(head.model, head.stream or False)
+    return RequestHead(head.model, head.stream or False)
 
 
-def _explain(body: bytes) -> ChatHead:
+def _explain(body: bytes) -> RequestHead:
     """What is wrong with a body that does not decode, in words."""
     if not body.strip():
         raise InvalidJson("the request body is empty; expected a JSON object")

@@ -1,4 +1,4 @@
-"""The hot path: `POST /v1/chat/completions`, raw ASGI, passed through byte for byte.
+"""The hot path: every POST that a model answers, raw ASGI, passed through byte for byte.
 
 Reads a request, routes it, forwards it, passes the answer on, and ends in exactly one Outcome. It
 never changes what a neuron said; it adds headers, and an error event where a stream broke off.
@@ -38,7 +38,20 @@ from cortex_gateway.tail import StreamTail
 from cortex_gateway.upstream import NETWORK_ERRORS, Upstream, cause_of, fault_of
 from cortex_gateway.vigil import ClientGone, Receive, Vigil
 
-__all__ = ["ChatProxy"]
+__all__ = ["PATHS", "Proxy"]
+
+PATHS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/tokenize",
+        "/detokenize",
+    }
+)
+"""What is forwarded, to the same path of a neuron. Of each body only `model` and `stream` are read
+here."""
 
 CLIENT_GONE_STATUS = 499  # nginx's number; never sent, only counted
 
@@ -59,7 +72,7 @@ FORWARDED = {
 _log = logging.getLogger("cortex.proxy")
 
 
-class ChatProxy:
+class Proxy:
     """The ASGI app of the hot path. One `_Exchange` per request."""
 
     def __init__(
@@ -98,6 +111,7 @@ class _Exchange:
         "_method",
         "_model",
         "_node",
+        "_path",
         "_proxy",
         "_receive",
         "_request_id",
@@ -111,11 +125,12 @@ class _Exchange:
     _vigil: Vigil
 
     def __init__(
-        self, proxy: ChatProxy, scope: MutableMapping[str, Any], receive: Receive, send: Send
+        self, proxy: Proxy, scope: MutableMapping[str, Any], receive: Receive, send: Send
     ) -> None:
         self._began = time.perf_counter()
         self._proxy = proxy
         self._method: str = scope["method"]
+        self._path: str = scope["path"]
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._client: str = scope["client"][0] if scope.get("client") else ""
         self._receive = receive
@@ -232,7 +247,7 @@ class _Exchange:
         self._vigil.expect(first_byte_s)
         response = None
         try:
-            response = await self._proxy.upstream.neurons[node].chat(body, headers)
+            response = await self._proxy.upstream.neurons[node].post(self._path, body, headers)
             if response.status == 200 and response.content_type == "text/event-stream":
                 await self._pass_stream(response)
             else:

@@ -40,16 +40,22 @@ class Neuron:
         self._session = session
         token = _read_token(entry)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._chat_url = URL(f"{self.endpoint}/v1/chat/completions", encoded=True)
+        self._urls: dict[str, URL] = {}
 
-    async def chat(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """Send a chat request; returns once the answer's head is here. Raises NETWORK_ERRORS.
+    async def post(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        """Send a model's request to one of a few paths; returns once the answer's head is here.
+        Raises NETWORK_ERRORS.
 
         No timeout but the one for connecting: the caller watches the rest.
         """
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = URL(self.endpoint + path, encoded=True)
         return await self._session.request(
             "POST",
-            self._chat_url,
+            url,
             data=body,
             headers={**headers, **self._headers},
             allow_redirects=False,

@@ -24,7 +24,16 @@ from neuron.models.options import wanted_of
 from neuron.models.registry import Registry
 from neuron.models.resolve import Resolver
 from neuron.poison import Suspects
-from neuron.routes import chat, devices, metrics, models, node
+from neuron.routes import (
+    chat,
+    completions,
+    devices,
+    embeddings,
+    metrics,
+    models,
+    node,
+    tokens,
+)
 from neuron.supervisor import Supervisor
 from neuron.worker_policy import Limits
 from neuron.worker_process import WORKER_COMMAND
@@ -119,6 +128,9 @@ class Neuron:
                 *node.routes(registry, config),
                 *models.routes(registry, config),
                 *chat.routes(registry, config, self.metrics.record),
+                *completions.routes(registry, config, self.metrics.record),
+                *embeddings.routes(registry, config, self.metrics.record),
+                *tokens.routes(registry, config, self.metrics.record),
                 *metrics.routes(self.metrics),
                 *devices.routes(registry, config),
             ],

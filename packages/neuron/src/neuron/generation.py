@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from cortex_core.config.neuron import NeuronConfig
 from cortex_core.envelopes.openai_chat import ChatRequest
+from cortex_core.envelopes.sampling import SamplingParameters
 from cortex_core.wire import ipc
 from neuron.chat.answer import Answer
 from neuron.chat.pieces import Piece
@@ -118,6 +119,12 @@ class ChatService:
         )
         return ChatStream(stream, answer)
 
+    async def prompt(self, request: ChatRequest) -> Prompt:
+        """The prompt that `open` would send. Raises ModelNotFound, Unavailable or
+        TemplateRenderFailed."""
+        info = self._registry.info(request.model)
+        return await self._render(request, self._template(request.model, info))
+
     def _template(self, model: str, info: ipc.ModelInfo) -> ChatTemplate:
         known = self._templates.get(model)
         if known is not None and (known[0] is info or known[0] == info):
@@ -186,7 +193,7 @@ _RECOMMENDED = {
 _WHOLE = ("top_k", "repeat_last_n")
 
 
-def resolve_sampling(request: ChatRequest, metadata: Mapping[str, str]) -> ipc.Sampling:
+def resolve_sampling(request: SamplingParameters, metadata: Mapping[str, str]) -> ipc.Sampling:
     """Each value from the request, else from the model's metadata, else the fixed default."""
     values: dict[str, Any] = {}
     for name in ipc.Sampling.__struct_fields__:
