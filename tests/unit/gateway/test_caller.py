@@ -7,9 +7,16 @@ from cortex_gateway.caller import caller_of
 KEY = (b"authorization", b"Bearer sk-secret")
 
 
-def test_a_credential_makes_the_caller_wherever_it_comes_from():
-    assert caller_of([KEY], "10.0.0.1") == caller_of([(b"host", b"x"), KEY], "10.0.0.2")
+def test_one_credential_from_one_address_is_one_caller():
+    assert caller_of([KEY], "10.0.0.1") == caller_of([(b"host", b"x"), KEY], "10.0.0.1")
+
+
+def test_two_keys_behind_one_proxy_are_two_callers():
     assert caller_of([(b"x-api-key", b"sk-1")], "a") != caller_of([(b"x-api-key", b"sk-2")], "a")
+
+
+def test_two_clients_with_the_same_placeholder_for_a_key_are_two_callers():
+    assert caller_of([KEY], "10.0.0.1") != caller_of([KEY], "10.0.0.2")
 
 
 def test_the_credential_cannot_be_read_off_the_caller():

@@ -15,12 +15,16 @@ _CREDENTIALS = (b"authorization", b"x-api-key")
 
 
 def caller_of(headers: Headers, address: str) -> str:
-    """`key-` and 64 bits of a hash of the client's credential; without one, its address.
+    """`key-` and 64 bits of a hash of the client's credential and address; without a credential,
+    the address.
 
-    The hash is the same in every gateway and after every restart, so that one client is one caller
-    to a neuron however it came; the credential itself stays here.
+    Both, because nobody has checked the credential: many clients of many people send the same
+    placeholder for a key, and behind one proxy many keys have one address. The hash is the same in
+    every gateway and after every restart; the credential itself stays here.
     """
+    address = address or "unknown"
     for name, value in headers:
         if name in _CREDENTIALS and value:
-            return "key-" + hashlib.sha256(b"cortex caller\0" + value).hexdigest()[:16]
-    return address or "unknown"
+            text = b"cortex caller\0" + address.encode() + b"\0" + value
+            return "key-" + hashlib.sha256(text).hexdigest()[:16]
+    return address
