@@ -76,6 +76,14 @@ def test_a_useless_config_is_passed_over(tmp_path: Path, content: str):
     assert find_texts(tmp_path / "m.gguf", METADATA).default == "gguf"
 
 
+def test_named_templates_lie_in_a_folder_beside_the_default(tmp_path: Path):
+    (tmp_path / "chat_template.jinja").write_text("d")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("t")
+    found = find_texts(tmp_path / "m.gguf", METADATA)
+    assert found == TemplateTexts("d", "t", "chat_template.jinja")
+
+
 def test_the_tool_template_is_for_requests_with_tools():
     template = ChatTemplate(TemplateTexts("plain", "{{ tools[0].function.name }}"))
     assert template.render(USER).text == "plain"
@@ -139,6 +147,32 @@ def test_parts_stay_for_a_template_that_iterates_them(loop: str):
     assert _render(text, PARTS) == "None[a][b]"
 
 
+@pytest.mark.parametrize(
+    ("ask", "wrapped"),
+    [("", True), ("{% if m.content is string %}{% endif %}", False)],
+)
+def test_text_is_a_part_for_a_template_that_knows_nothing_else(ask: str, wrapped: bool):
+    loop = "{% for m in messages %}" + ask + "{% for p in m.content %}[{{ p.text }}]{% endfor %}"
+    assert _render("{{ tools }}" + loop + "{% endfor %}", USER) == (
+        "None[hi]" if wrapped else "None[][]"
+    )
+
+
+def test_a_null_is_left_out_unless_the_template_asks_for_it():
+    messages = [{"role": "assistant", "content": None, "name": None}]
+    names = "{{ messages[0].keys() | join(',') }}"
+    assert _render("{{ tools }}" + names, messages) == "Nonerole"
+    asks = "{% if messages[0].content is not none %}{% endif %}"
+    assert _render("{{ tools }}" + asks + names, messages) == "Nonerole,content"
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_known_by_the_names_that_templates_read(key: str):
+    messages = [{"role": "assistant", "content": "x", key: "hm"}]
+    text = "{{ messages[0].reasoning_content }} {{ messages[0].thinking }}"
+    assert _render(text, messages) == "hm hm"
+
+
 def test_developer_is_system_unless_the_template_knows_it():
     messages = [{"role": "developer", "content": "x"}]
     assert _render("{{ messages[0].role }}", messages) == "system"
@@ -200,6 +234,29 @@ def test_results_of_one_turn_share_a_message():
     messages = [*CALLED, CALLED[2] | {"content": "4"}, *USER]
     text = _render("{% for m in messages %}<{{ m.role }}>{% endfor %}", messages)
     assert text == "<user><assistant><user><user>"
+
+
+# going on
+
+
+def test_a_message_is_continued_without_chatml_losing_it_too():
+    messages = [*USER, {"role": "assistant", "content": "So "}]
+    assert _render("{{ 1 + 'a' }}", messages, continue_final_message=True).endswith(
+        "<|im_start|>assistant\nSo "
+    )
+
+
+def test_the_last_text_part_is_continued():
+    part = {"type": "text", "text": "a "}
+    message = {"role": "assistant", "content": [{"type": "text", "text": "x"}, part, {"type": "y"}]}
+    text = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
+    assert _render(text, [message], continue_final_message=True) == "x\na "
+    assert part["text"] == "a "
+
+
+def test_a_template_that_hides_the_last_message_cannot_continue_it():
+    with pytest.raises(TemplateRenderFailed, match="does not show the last message"):
+        _render("{{ tools }}", CALLED[:1], tools=TOOLS, continue_final_message=True)
 
 
 # when it fails

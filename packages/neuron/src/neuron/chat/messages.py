@@ -6,38 +6,62 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["for_template", "through_text"]
+import msgspec
+
+__all__ = ["Arguments", "Wants", "for_template", "through_text"]
 
 Message = dict[str, Any]
 
+# Names under which reasoning comes back from clients; the first is what templates read by now.
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
-def for_template(
-    messages: list[Message], *, keeps_parts: bool, knows_developer: bool, parses_arguments: bool
-) -> list[Message]:
-    """Shaped copies; the originals are left as they are.
 
-    `keeps_parts`: the template iterates content parts itself. `knows_developer`: it has that role.
-    `parses_arguments`: it wants a call's arguments as an object (the convention) and not as text.
-    """
-    shaped = []
-    for message in messages:
-        changes: Message = {}
-        if message["role"] == "developer" and not knows_developer:
-            changes["role"] = "system"
-        content = message.get("content")
-        if isinstance(content, list) and not keeps_parts:
-            changes["content"] = _joined(content)
-        if message.get("tool_calls"):
-            calls = message["tool_calls"]
-            changes["tool_calls"] = [_shaped_call(call, parses_arguments) for call in calls]
-        shaped.append(message | changes if changes else message)
-    return shaped
+class Wants(msgspec.Struct, frozen=True):
+    """What a template expects of messages, as far as its text tells."""
+
+    parts: bool = False
+    """It iterates content parts; else it is given one text."""
+    only_parts: bool = False
+    """It does so without asking whether content is a text already."""
+    developer: bool = False
+    """It knows that role, which is newer than most templates."""
+    empty_content: bool = False
+    """It asks whether content is none, so a none is not left out."""
+    objects: bool = True
+    """It is given a call's arguments as an object (the convention) and not as text."""
+
+
+class Arguments(dict[str, Any]):
+    """A call's arguments for templates that take an object, and for those that take its JSON text:
+    printed, or added to a text, it is that text."""
+
+    # Mangled, because to a template an attribute would hide the argument of that name.
+    __slots__ = ("__text",)
+
+    def __init__(self, value: dict[str, Any], text: str) -> None:
+        super().__init__(value)
+        self.__text = text
+
+    def __str__(self) -> str:
+        return self.__text
+
+    def __add__(self, other: object) -> str:
+        return self.__text + other if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: object) -> str:
+        return other + self.__text if isinstance(other, str) else NotImplemented
+
+
+def for_template(messages: list[Message], wants: Wants) -> list[Message]:
+    """Shaped copies; the originals are left as they are. A key whose value is null is left out, as
+    clients send nulls for what templates expect to be undefined."""
+    return [_shaped(message, wants) for message in messages]
 
 
 def through_text(messages: list[Message], tools: list[dict[str, Any]] | None) -> list[Message]:
     """Tools, calls and results as plain text in the Hermes format, for a template without them.
 
-    Takes what `for_template` gives with parts joined.
+    Takes what `for_template` gives with parts joined and arguments as text.
     """
     told: list[Message] = []
     results: list[str] = []  # of one turn: they go into one user message
@@ -62,29 +86,57 @@ def through_text(messages: list[Message], tools: list[dict[str, Any]] | None) ->
     return _with_tools(told, tools) if tools else told
 
 
+def _shaped(message: Message, wants: Wants) -> Message:
+    shaped = {
+        key: value
+        for key, value in message.items()
+        if value is not None or (key == "content" and wants.empty_content)
+    }
+    if shaped["role"] == "developer" and not wants.developer:
+        shaped["role"] = "system"
+    content = shaped.get("content")
+    if isinstance(content, list) and not wants.parts:
+        shaped["content"] = _joined(content)
+    elif isinstance(content, str) and wants.only_parts:
+        shaped["content"] = [{"type": "text", "text": content}]
+    calls = shaped.get("tool_calls")
+    if calls:
+        shaped["tool_calls"] = [_shaped_call(call, wants.objects) for call in calls]
+    for key in _REASONING_KEYS:
+        if key in shaped:
+            shaped.setdefault("thinking", shaped[key])
+            shaped["reasoning_content"] = shaped[key]
+            break
+    return shaped
+
+
 def _joined(parts: list[dict[str, Any]]) -> str:
     return "\n".join(part["text"] for part in parts if part.get("type") == "text")
 
 
-def _shaped_call(call: dict[str, Any], parses_arguments: bool) -> dict[str, Any]:
+def _shaped_call(call: dict[str, Any], as_object: bool) -> dict[str, Any]:
     function = call["function"]
     arguments = function.get("arguments")
-    if isinstance(arguments, str) and parses_arguments:
-        arguments = _parsed(arguments)
-    elif not isinstance(arguments, str) and not parses_arguments:
+    if as_object:
+        arguments = _object(arguments)
+    elif not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return call | {"function": function | {"arguments": arguments}}
 
 
-def _parsed(arguments: str) -> Any:
-    """Arguments that are no JSON object stay the text they are."""
+def _object(arguments: Any) -> Any:
+    """Arguments that are no JSON object stay what they are."""
+    if isinstance(arguments, dict):
+        return Arguments(arguments, json.dumps(arguments, ensure_ascii=False))
+    if not isinstance(arguments, str):
+        return arguments
     if not arguments.strip():
-        return {}
+        return Arguments({}, "{}")
     try:
         value = json.loads(arguments)
     except (ValueError, RecursionError):
         return arguments
-    return value if isinstance(value, dict) else arguments
+    return Arguments(value, arguments) if isinstance(value, dict) else arguments
 
 
 def _call_text(function: dict[str, Any]) -> str:

@@ -50,9 +50,14 @@ def parse(text: str) -> nodes.Template:
     return _ENVIRONMENT.parse(text)
 
 
-def render(template: jinja2.Template, context: dict[str, Any]) -> str:
-    """Raises jinja2.TemplateError, or whatever a filter raises on a value it cannot take."""
-    token = _budget.set(_Budget())
+def render(
+    template: jinja2.Template, context: dict[str, Any], deadline: float | None = None
+) -> str:
+    """Raises jinja2.TemplateError, or whatever a filter raises on a value it cannot take.
+
+    `deadline`, by the monotonic clock, is MAX_RENDER_S from now unless several renders share one.
+    """
+    token = _budget.set(_Budget(deadline or time.monotonic() + MAX_RENDER_S))
     try:
         pieces: list[str] = []
         size = 0
@@ -77,8 +82,8 @@ def _sendable(text: str) -> str:
 class _Budget:
     __slots__ = ("deadline", "room")
 
-    def __init__(self) -> None:
-        self.deadline = time.monotonic() + MAX_RENDER_S
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
         self.room = _MAX_HANDLED
 
 

@@ -17,6 +17,7 @@ from cortex_core.errors import InvalidRequest, TemplateRenderFailed
 from neuron import logs
 from neuron.chat import messages as shaping
 from neuron.chat import sandbox
+from neuron.chat.remedies import remedied
 
 __all__ = ["CHATML", "ChatTemplate", "Prompt", "TemplateTexts", "find_texts"]
 
@@ -34,6 +35,7 @@ CHATML = """\
 
 _MAX_FILE_BYTES = 32 * 1024 * 1024  # a tokenizer_config.json of a large vocabulary has a few
 _OWN_NAMES = ("messages", "tools", "documents")
+_TOLD_FORMAT = "<tool_call>"  # of tools that are told in a system turn
 
 
 class TemplateTexts(msgspec.Struct, frozen=True):
@@ -59,7 +61,7 @@ def find_texts(
     if override:
         return TemplateTexts(override, origin="override")
     if path is not None:
-        beside = _from_jinja_file(path.with_name("chat_template.jinja"))
+        beside = _from_jinja_file(path)
         beside = beside or _from_tokenizer_config(path.with_name("tokenizer_config.json"))
         if beside:
             return beside
@@ -69,9 +71,13 @@ def find_texts(
     return TemplateTexts(CHATML)
 
 
-def _from_jinja_file(path: Path) -> TemplateTexts | None:
+def _from_jinja_file(model: Path) -> TemplateTexts | None:
+    path = model.with_name("chat_template.jinja")
     text = _read(path)
-    return TemplateTexts(text, origin=path.name) if text else None
+    if not text:
+        return None
+    named = _read(model.with_name("additional_chat_templates") / "tool_use.jinja")
+    return TemplateTexts(text, named or None, path.name)
 
 
 def _from_tokenizer_config(path: Path) -> TemplateTexts | None:
@@ -125,22 +131,32 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        *,
+        continue_final_message: bool = False,
     ) -> Prompt:
-        """The prompt up to where the assistant speaks.
+        """The prompt up to where the assistant speaks; with `continue_final_message`, up to the end
+        of the last message's content, for the model to go on from there.
 
-        Where the template fails, ChatML is used with a warning; but with tools TemplateRenderFailed
-        is raised, so that no prompt is silently without them. Raises InvalidRequest on kwargs that
-        would replace the conversation. Takes at most about MAX_RENDER_S of the sandbox.
+        A conversation that the template rejects is changed as little as makes it accept one. Where
+        it fails all the same, ChatML is used with a warning; but with tools TemplateRenderFailed is
+        raised, so that no prompt is silently without them. Raises InvalidRequest on kwargs that
+        would replace the conversation, and where there is nothing to continue. Takes at most about
+        MAX_RENDER_S of the sandbox.
         """
         for name in _OWN_NAMES:
             if kwargs and name in kwargs:
                 at = f"chat_template_kwargs.{name}"
                 raise InvalidRequest(f"{at}: cannot be replaced", param=at)
+        context = {"add_generation_prompt": not continue_final_message, **(kwargs or {})}
+        ending = None
+        if continue_final_message:
+            messages, ending = _tagged(messages, context["add_generation_prompt"])
         started = time.perf_counter()
         text = self.texts.tool_use if tools and self.texts.tool_use else self.texts.default
         origin = self.texts.origin
         try:
-            return self._render(text, messages, tools, kwargs or {})
+            prompt = self._render(text, messages, tools, context)
+            return prompt if ending is None else _continued(prompt, ending)
         except Exception as error:  # untrusted code raises what it likes
             reason = _one_line(error)
         finally:
@@ -148,8 +164,10 @@ class ChatTemplate:
         if tools:
             raise TemplateRenderFailed(f"the chat template ({origin}) failed with tools: {reason}")
         _log.warning("chat template failed, using ChatML", template=origin, cause=reason)
+        context = {"add_generation_prompt": not continue_final_message}
         try:
-            return self._render(CHATML, messages, None, {})
+            prompt = self._render(CHATML, messages, None, context)
+            return prompt if ending is None else _continued(prompt, ending)
         except Exception as error:
             reason = _one_line(error)
         raise TemplateRenderFailed(f"the messages cannot be rendered: {reason}")
@@ -159,32 +177,79 @@ class ChatTemplate:
         text: str,
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None,
-        kwargs: Mapping[str, Any],
+        context: Mapping[str, Any],
     ) -> Prompt:
         compiled = _compile(text)
-        context = {
-            "add_generation_prompt": True,
-            **self._special,
-            **kwargs,
-            "tools": tools,
-            "documents": None,
-        }
+        if isinstance(compiled, Exception):
+            raise compiled
+        context = {**self._special, **context, "tools": tools, "documents": None}
+        shaped = shaping.for_template(messages, compiled.wants)
         if not compiled.takes_tools:
-            shaped = shaping.for_template(
-                messages,
-                keeps_parts=False,
-                knows_developer=compiled.knows_developer,
-                parses_arguments=False,
-            )
-            context["messages"] = shaping.through_text(shaped, tools)
-            return Prompt(sandbox.render(compiled.template, context), "<tool_call>")
-        shaped = shaping.for_template(
-            messages,
-            keeps_parts=compiled.keeps_parts,
-            knows_developer=compiled.knows_developer,
-            parses_arguments=True,
-        )
-        return Prompt(sandbox.render(compiled.template, context | {"messages": shaped}), text)
+            shaped = shaping.through_text(shaped, tools)
+            text = _TOLD_FORMAT
+        deadline = time.monotonic() + sandbox.MAX_RENDER_S
+        try:
+            return Prompt(self._run(compiled, context, shaped, deadline), text)
+        except sandbox.TemplateLimit:
+            raise
+        except Exception as error:
+            rejection = error
+        for changed in remedied(shaped):
+            try:
+                prompt = Prompt(self._run(compiled, context, changed, deadline), text)
+            except sandbox.TemplateLimit:
+                break
+            except Exception:  # the first complaint is the one about what the client sent
+                continue
+            _log.debug("conversation changed for its template", cause=_one_line(rejection))
+            return prompt
+        raise rejection
+
+    def _run(
+        self,
+        compiled: _Compiled,
+        context: dict[str, Any],
+        messages: list[dict[str, Any]],
+        deadline: float,
+    ) -> str:
+        return sandbox.render(compiled.template, context | {"messages": messages}, deadline)
+
+
+# What marks the place where a message goes on; the space behind it tells whether the template
+# trimmed the message, and what it put behind goes with the tag.
+_TAG = "-continued-here-50a7- "
+
+
+def _tagged(
+    messages: list[dict[str, Any]], add_generation_prompt: bool
+) -> tuple[list[dict[str, Any]], str]:
+    """The messages with the tag at the end of the last one, and that one's text."""
+    at = "continue_final_message"
+    if add_generation_prompt:
+        raise InvalidRequest(f"{at}: excludes add_generation_prompt", param=at)
+    content = messages[-1].get("content")
+    if isinstance(content, list):
+        for index in range(len(content) - 1, -1, -1):
+            text = content[index].get("text")
+            if isinstance(text, str):
+                part = content[index] | {"text": text + _TAG}
+                tagged = [*content[:index], part, *content[index + 1 :]]
+                return [*messages[:-1], messages[-1] | {"content": tagged}], text
+    elif isinstance(content, str):
+        return [*messages[:-1], messages[-1] | {"content": content + _TAG}], content
+    raise InvalidRequest(f"{at}: the last message has no text to continue", param=at)
+
+
+def _continued(prompt: Prompt, ending: str) -> Prompt:
+    """The prompt up to the tag. Raises ValueError if the template did not show the message."""
+    tag = _TAG.strip()
+    place = prompt.text.rfind(tag)
+    if place < 0 or ending.strip() not in prompt.text:
+        raise ValueError("continue_final_message: the template does not show the last message")
+    text = prompt.text[:place]
+    if not prompt.text.startswith(_TAG, place):
+        text = text.rstrip()
+    return Prompt(text, prompt.format_text)
 
 
 class _Compiled(msgspec.Struct, frozen=True):
@@ -192,18 +257,32 @@ class _Compiled(msgspec.Struct, frozen=True):
 
     template: jinja2.Template
     takes_tools: bool
-    keeps_parts: bool
-    knows_developer: bool
+    wants: shaping.Wants
 
 
 @lru_cache(maxsize=64)
-def _compile(text: str) -> _Compiled:
-    tree = sandbox.parse(text)
-    return _Compiled(
-        template=sandbox.compile_template(text),
-        takes_tools="tools" in meta.find_undeclared_variables(tree),
-        keeps_parts=any(_is_content(loop.iter) for loop in tree.find_all(nodes.For)),
-        knows_developer="developer" in text,
+def _compile(text: str) -> _Compiled | Exception:
+    """A template that cannot be compiled is not compiled again for every request."""
+    try:
+        tree = sandbox.parse(text)
+        template = sandbox.compile_template(text)
+        takes_tools = "tools" in meta.find_undeclared_variables(tree)
+        return _Compiled(template, takes_tools, _wants(tree, text, takes_tools))
+    except Exception as error:  # untrusted code
+        return error
+
+
+def _wants(tree: nodes.Template, text: str, takes_tools: bool) -> shaping.Wants:
+    developer = "developer" in text
+    if not takes_tools:
+        return shaping.Wants(developer=developer, objects=False)
+    tests = {test.name for test in tree.find_all(nodes.Test) if _is_content(test.node)}
+    parts = any(_is_content(loop.iter) for loop in tree.find_all(nodes.For))
+    return shaping.Wants(
+        parts=parts,
+        only_parts=parts and not tests & {"string", "iterable", "sequence", "mapping"},
+        developer=developer,
+        empty_content="none" in tests,
     )
 
 

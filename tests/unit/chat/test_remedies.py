@@ -1,0 +1,141 @@
+"""A conversation is changed only for a template that rejects it, and then as little as helps."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from cortex_core.errors import TemplateRenderFailed
+from neuron.chat.remedies import remedied
+from neuron.chat.template import ChatTemplate, TemplateTexts
+from tests.unit.chat.called import tool
+
+TOOLS = [tool("f")]
+PLAIN = "{{ tools }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+Messages = list[dict[str, Any]]
+
+
+def _render(condition: str, messages: Messages, text: str = PLAIN, tools: Any = None) -> str:
+    """Through a template that raises where `condition` holds of some message `m`."""
+    guard = f"{{% for m in messages %}}{{% if {condition} %}}{{{{ raise_exception('no') }}}}"
+    template = ChatTemplate(TemplateTexts(guard + "{% endif %}{% endfor %}" + text))
+    return template.render(messages, tools).text.removeprefix("None")
+
+
+def _said(*turns: str) -> Messages:
+    """Turns as "role content"."""
+    return [dict(zip(("role", "content"), turn.split(" ", 1), strict=True)) for turn in turns]
+
+
+def _called(call_id: Any, content: str | None = None) -> Messages:
+    call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    return [
+        {"role": "user", "content": "do"},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call_id, "content": "done"},
+    ]
+
+
+def test_a_second_system_turn_stays_where_the_template_takes_it():
+    messages = _said("system a", "user b", "system c")
+    assert _render("false", messages) == "<system>a<user>b<system>c"
+
+
+def test_system_turns_are_one_where_the_template_rejects_a_second():
+    messages = _said("system a", "user b", "system c", "user d")
+    assert _render("m.role == 'system' and not loop.first", messages) == (
+        "<system>a\n\nc<user>b<user>d"
+    )
+
+
+def test_system_turns_go_into_the_users_where_the_template_has_none():
+    messages = _said("system a", "user b", "assistant c", "system d")
+    assert _render("m.role == 'system'", messages) == "<user>a\n\nb<assistant>c<user>d"
+
+
+def test_neighbours_are_one_turn_where_roles_must_alternate():
+    messages = _said("user a", "user b", "assistant c", "assistant d", "user e")
+    condition = "loop.previtem is defined and loop.previtem.role == m.role"
+    assert _render(condition, messages) == "<user>a\n\nb<assistant>c\n\nd<user>e"
+
+
+def test_parts_and_text_are_joined_as_parts():
+    parts = [{"type": "text", "text": "b"}]
+    messages = [*_said("user a"), {"role": "user", "content": parts}]
+    loop = "{% for m in messages %}{% if m.content is string %}{% endif %}{% for p in m.content %}"
+    text = "{{ tools }}" + loop + "{{ p.text }}{% endfor %};{% endfor %}"
+    assert _render("loop.index > 1", messages, text) == "ab;"
+
+
+def test_ids_are_nine_characters_where_the_template_wants_that():
+    condition = "m.tool_call_id is defined and m.tool_call_id | length != 9"
+    text = (
+        "{{ tools }}{% for m in messages %}"
+        "[{{ m.tool_call_id }}{{ m.tool_calls[0].id if m.tool_calls }}]{% endfor %}"
+    )
+    for given in ("call_0123456789abcdef", None, 5):
+        messages = _called(given)
+        messages[2]["tool_call_id"] = str(given)
+        met = re.fullmatch(r"\[\]\[(\w{9})\]\[(\w{9})\]", _render(condition, messages, text))
+        assert met is not None
+        assert met[1] == met[2]
+    assert _render(condition, _called("abcdefghi"), text) == "[][abcdefghi][abcdefghi]"
+
+
+def test_a_template_that_works_on_text_gets_arguments_as_text():
+    text = "{{ tools }}{{ messages[1].tool_calls[0].function.arguments.strip().upper() }}"
+    assert _render("false", _called("x"), text) == '{"A": 1}'
+
+
+def test_arguments_are_an_object_and_their_text_at_once():
+    arguments = "messages[1].tool_calls[0].function.arguments"
+    for printed in (f"{{{{ {arguments} }}}}", f"{{{{ '' + {arguments} + '' }}}}"):
+        assert _render("false", _called("x"), "{{ tools }}" + printed) == '{"a": 1}'
+    text = f"{{{{ tools }}}}{{{{ {arguments} ~ {arguments}.a ~ ({arguments} is mapping) }}}}"
+    assert _render("false", _called("x"), text) == '{"a": 1}1True'
+
+
+def test_an_argument_is_not_hidden_by_what_arguments_can_do():
+    messages = _called("x")
+    arguments = '{"text": "t", "__text": "u", "_Arguments__text": "v"}'
+    messages[1]["tool_calls"][0]["function"]["arguments"] = arguments
+    text = "{{ tools }}{% set a = messages[1].tool_calls[0].function.arguments %}{{ a.text }}"
+    assert _render("false", messages, text) == "t"
+
+
+def test_a_template_that_needs_content_gets_an_empty_one():
+    text = "{{ tools }}{% for m in messages %}{{ m.content.strip() + ';' }}{% endfor %}"
+    assert _render("false", _called("x"), text) == "do;;done;"
+
+
+def test_several_remedies_can_be_needed():
+    messages = _said("system a", "system b", "user c", "user d")
+    condition = "m.role == 'system' or (loop.previtem and loop.previtem.role == m.role)"
+    assert _render(condition, messages) == "<user>a\n\nb\n\nc\n\nd"
+
+
+def test_a_template_that_rejects_everything_says_its_first_reason():
+    with pytest.raises(TemplateRenderFailed, match=r"failed with tools: TemplateError: no"):
+        _render("true", _said("user a", "user b"), tools=TOOLS)
+
+
+def test_remedies_leave_the_conversation_as_it_is():
+    messages = [*_said("system a", "user b"), *_called("x"), *_said("system c")]
+    before = repr(messages)
+    tried = list(remedied(messages))
+    assert repr(messages) == before
+    assert all(changed != messages for changed in tried)
+    assert list(remedied(_said("user a", "assistant b"))) == []
+
+
+def test_a_template_that_takes_too_long_over_a_remedy_ends_the_search():
+    text = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    template = ChatTemplate(
+        TemplateTexts(
+            "{{ tools }}{% if messages[3] %}{{ raise_exception('no') }}{% endif %}" + text
+        )
+    )
+    with pytest.raises(TemplateRenderFailed, match=r"TemplateError: no"):
+        template.render(_said("system a", "system b", "user c", "user d"), TOOLS)
