@@ -100,11 +100,12 @@ def test_a_second_model_is_loaded_by_path_used_and_unloaded(
     cortex: Cortex, models_dir: Path
 ) -> None:
     path = str(models_dir / "second.gguf")
-    loaded = cortex("load", path, "--context", "512", "--parallel", "2")
+    options = ["--context", "512", "--parallel", "2", "--kv-type", "q8_0", "--kv", "unified"]
+    loaded = cortex("load", path, *options, "--cells", "768", "--gpu-layers", "-1")
     assert loaded.returncode == 0, loaded.stderr
     assert loaded.stdout.startswith("loaded ")
     assert "on local" in loaded.stdout
-    assert "2 x 512 tokens" in loaded.stdout
+    assert "2 x 512 tokens in q8_0" in loaded.stdout
     assert loaded.stderr == f"loading {path} on local\n"
 
     listed = json.loads(cortex("models", "--json").stdout)["data"]

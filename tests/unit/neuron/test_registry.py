@@ -16,6 +16,7 @@ import pytest
 from cortex_core.config.neuron import EngineSection
 from cortex_core.errors import (
     Conflict,
+    InvalidRequest,
     ModelLoading,
     NoCapacity,
     NotFound,
@@ -30,7 +31,7 @@ from neuron.streams import RequestStream
 from neuron.supervisor import Supervisor
 from neuron.worker_policy import Limits
 from tests.unit.neuron import scripted_worker
-from tests.unit.neuron.gguf_bytes import gguf
+from tests.unit.neuron.gguf_bytes import gguf, tensor
 
 SCRIPT = str(Path(scripted_worker.__file__))
 ANYHOW = Wanted()
@@ -217,3 +218,109 @@ async def test_operations_are_kept_up_to_a_bound_and_running_ones_always():
     assert operations.find(ended[-1].id) is ended[-1]
     with pytest.raises(NotFound):
         operations.find(ended[0].id)
+
+
+MIB = 2**20
+
+
+def readings(free: int, devices: int = 1) -> list[DeviceState]:
+    """The CPUs of a host with so much memory free."""
+    return [
+        DeviceState(
+            f"cpu:{n}",
+            "cpu",
+            "test",
+            WorkerState("ready"),
+            memory_free_bytes=free,
+            memory_total_bytes=1000 * MIB,
+        )
+        for n in range(devices)
+    ]
+
+
+@pytest.fixture
+def large(folder: Path) -> Path:
+    """Two models with 10 MiB of weights each."""
+    rows = 10 * MIB // 4 // 1024
+    for name in ("x", "y"):
+        weights = tensor("token_embd.weight", [1024, rows], 0, 0)
+        (folder / f"{name}.gguf").write_bytes(gguf(tensors=[weights], data_bytes=10 * MIB))
+    return folder
+
+
+async def test_a_load_that_cannot_fit_is_refused_and_leaves_no_trace(large: Path):
+    async with node(large) as n:
+        n.registry.read(readings(5 * MIB))
+        with pytest.raises(PreflightFailed, match="has 5 MiB free") as caught:
+            await n.registry.load("x.gguf", ANYHOW)
+        assert caught.value.code == "insufficient_memory"
+        assert n.phase("x.gguf") is None
+        n.registry.read(readings(100 * MIB))
+        assert await n.load("x.gguf")
+
+
+async def test_a_load_under_way_has_its_memory_promised(large: Path):
+    async with node(large, "slow") as n:
+        n.registry.read(readings(200 * MIB))
+        estimate = await n.registry.estimate("y.gguf", ANYHOW)
+        n.registry.read(readings(estimate.total_bytes + MIB))
+        record = await n.registry.load("x.gguf", ANYHOW)
+        with pytest.raises(PreflightFailed):
+            await n.registry.load("y.gguf", ANYHOW)
+        n.release()
+        await record.ended()
+
+
+async def test_memory_taken_since_the_last_reading_is_not_free(large: Path):
+    async with node(large) as n:
+        n.registry.read(readings(200 * MIB))
+        estimate = await n.registry.estimate("y.gguf", ANYHOW)
+        n.registry.read(readings(estimate.total_bytes + MIB))
+        await n.load("x.gguf")
+        with pytest.raises(PreflightFailed):
+            await n.registry.load("y.gguf", ANYHOW)
+        n.registry.read(readings(estimate.total_bytes + 11 * MIB))
+        assert await n.load("y.gguf")
+
+
+async def test_mapped_weights_in_use_are_not_free_though_the_system_says_so(large: Path):
+    async with node(large) as n:
+        n.registry.read(readings(200 * MIB))
+        before = await n.registry.estimate("y.gguf", ANYHOW)
+        await n.load("x.gguf")
+        n.registry.read(readings(200 * MIB))
+        after = await n.registry.estimate("y.gguf", ANYHOW)
+        free = [estimate.devices[-1].free_bytes for estimate in (before, after)]
+        assert free == [200 * MIB, 190 * MIB]
+
+
+async def test_an_estimate_touches_nothing(large: Path):
+    async with node(large) as n:
+        n.registry.read(readings(200 * MIB))
+        estimate = await n.registry.estimate("x.gguf", Wanted(context=512, parallel=2))
+        assert (estimate.device, estimate.context, estimate.parallel) == ("cpu:0", 512, 2)
+        assert estimate.fits
+        assert not n.registry.state().models
+
+
+async def test_an_estimate_for_a_device_that_is_not_there_names_those_that_are(large: Path):
+    async with node(large) as n:
+        with pytest.raises(InvalidRequest, match="devices: cpu:0") as caught:
+            await n.registry.estimate("x.gguf", Wanted(device="cuda:9"))
+        assert caught.value.param == "device"
+
+
+async def test_other_options_are_a_conflict_by_name(folder: Path):
+    async with node(folder) as n:
+        await n.load("a.gguf", Wanted(batch=512, mlock=True))
+        assert (await n.registry.load("a.gguf", Wanted(mlock=True))).report().phase == "done"
+        assert (await n.registry.load("a.gguf", Wanted(gpu_layers=-1))).report().phase == "done"
+        with pytest.raises(Conflict, match="with 512, not 1024") as caught:
+            await n.registry.load("a.gguf", Wanted(batch=1024))
+        assert caught.value.param == "batch"
+
+
+async def test_a_context_left_open_is_whatever_it_came_to(folder: Path):
+    async with node(folder) as n:
+        await n.load("a.gguf", Wanted(context=0))
+        assert (await n.registry.load("a.gguf", Wanted(context=0))).report().phase == "done"

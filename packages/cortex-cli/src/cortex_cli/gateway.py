@@ -111,7 +111,7 @@ class Gateway:
         return self._decoded(raw, ModelList)
 
     async def load(self, request: dict[str, Any]) -> Placed:
-        """Starts a load; `request` holds model and perhaps node, device, context, parallel."""
+        """Starts a load; `request` holds model and perhaps node, device and load options."""
         return await self._started("/admin/models/load", request)
 
     async def unload(self, request: dict[str, Any]) -> Placed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -14,8 +14,10 @@ from cortex_cli.failure import Failure
 from cortex_cli.gateway import Gateway, Placed, url_option
 from cortex_cli.terminal import console, err_console, note, plain
 from cortex_cli.units import count, duration, size
+from cortex_core.config.loading import Kv
 from cortex_core.errors import CortexError
 from cortex_core.fleet.discovery import ModelState, Operation
+from cortex_core.wire.ipc import KvType
 
 __all__ = ["absolute", "here", "load", "unload"]
 
@@ -26,8 +28,20 @@ _POLL_S = 0.1
 @click.argument("model")
 @click.option("--node", help="The neuron to load it on; needed where several are reachable.")
 @click.option("--device", help="The device of that node, e.g. cuda:0 or cpu.")
-@click.option("--context", type=click.IntRange(min=1), help="Tokens per sequence.")
+@click.option("--context", type=click.IntRange(min=0), help="Tokens per sequence; 0: what fits.")
 @click.option("--parallel", type=click.IntRange(min=1), help="Sequences that decode at once.")
+@click.option(
+    "--kv-type",
+    type=click.Choice(get_args(KvType)),
+    help="How keys and values are stored; q8_0 takes half of f16, q4_0 a quarter.",
+)
+@click.option(
+    "--kv",
+    type=click.Choice(get_args(Kv)),
+    help="One pool of KV cells for all sequences, or a part for each.",
+)
+@click.option("--cells", type=click.IntRange(min=0), help="Tokens the whole KV cache holds.")
+@click.option("--gpu-layers", type=click.IntRange(min=-1), help="Layers on the GPU; -1: all.")
 @url_option
 def load(url: str, model: str, **options: Any) -> None:
     """Load MODEL: an id, or the path of a GGUF file on the neuron's host."""
@@ -77,6 +91,7 @@ def _facts(model: ModelState) -> str:
     return (
         f"{model.device}: {size(model.memory_bytes)}, "
         f"{model.parallel} x {count(model.context)} tokens"
+        + (f" in {model.kv_type}" if model.kv_type not in ("", "f16") else "")
     )
 
 

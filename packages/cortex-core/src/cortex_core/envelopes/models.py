@@ -6,15 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from cortex_core.fleet.discovery import ModelPhase
+from cortex_core.fleet.discovery import ModelLimit, ModelPhase
 
 __all__ = ["ModelEntry", "ModelLimit", "ModelList", "ModelLocation"]
-
-
-class ModelLimit(msgspec.Struct, frozen=True):
-    """Tokens per sequence: prompt and completion together."""
-
-    context: int
 
 
 class ModelLocation(msgspec.Struct, frozen=True):

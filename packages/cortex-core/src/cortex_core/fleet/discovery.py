@@ -14,6 +14,7 @@ from cortex_core.errors import Fault
 
 __all__ = [
     "DeviceState",
+    "ModelLimit",
     "ModelPhase",
     "ModelState",
     "NodeState",
@@ -53,11 +54,18 @@ class DeviceState(msgspec.Struct, frozen=True, omit_defaults=True):
     cuda_version: str | None = None
 
 
+class ModelLimit(msgspec.Struct, frozen=True):
+    """Tokens per sequence: prompt and completion together."""
+
+    context: int
+
+
 class ModelState(msgspec.Struct, frozen=True, omit_defaults=True):
     """One model on one device. `context` is tokens per sequence, `cells` what the whole KV cache
     holds. `memory_bytes`, `weights_bytes`, `kv_bytes` and `compute_bytes` are measured; see
-    `cortex_core.wire.ipc.ModelInfo`. `progress` is 0 to 1 while loading; `fault` says why a model
-    is failed or recovering."""
+    `cortex_core.wire.ipc.ModelInfo`. `limit` is what a
+    client may ask for. `progress` is 0 to 1 while loading; `fault` says why a model is failed or
+    recovering."""
 
     id: str
     device: str
@@ -80,6 +88,7 @@ class ModelState(msgspec.Struct, frozen=True, omit_defaults=True):
     kv: str = ""
     kv_type: str = ""
     cells: int = 0
+    limit: ModelLimit | None = None
 
 
 class NodeState(msgspec.Struct, frozen=True):

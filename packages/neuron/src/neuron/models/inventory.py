@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from msgspec.structs import replace
 
 from cortex_core.errors import Fault, ModelLoading, ModelNotFound, NoCapacity, ShuttingDown
-from cortex_core.fleet.discovery import DeviceState, ModelPhase, ModelState
+from cortex_core.fleet.discovery import DeviceState, ModelLimit, ModelPhase, ModelState
 from cortex_core.wire import ipc
 from neuron.devices import host_memory
 from neuron.models.footprint import Footprint, Room
@@ -146,6 +146,7 @@ class Inventory:
             running=running,
             waiting=waiting,
             fault=fault,
+            limit=ModelLimit(params.context) if params.context else None,
         )
         if info is None:
             return state
@@ -161,6 +162,7 @@ class Inventory:
             kv_type=info.kv_type,
             cells=info.cells,
             load_s=info.load_s,
+            limit=ModelLimit(info.context),
         )
 
     # memory
