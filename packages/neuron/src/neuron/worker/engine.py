@@ -44,6 +44,7 @@ from neuron.worker.memory import Memory
 from neuron.worker.pool import Pool
 from neuron.worker.prompt import prompt_tokens, turn_boundaries
 from neuron.worker.reasoning import ReasoningState, starts_inside
+from neuron.worker.rows import Rows
 from neuron.worker.sampling import sampler_for
 from neuron.worker.scheduler import Batch, Scheduler
 from neuron.worker.slots import Slots
@@ -289,7 +290,7 @@ class Engine:
             stream.wait = None
             self._unpark(stream)
             scheduler.start(stream, placement.sequence, placement.cached)
-            self._is_composed = False
+            self._rows = None
             if not stream.started:
                 stream.started = True
                 stream.cached = placement.cached
@@ -318,7 +319,7 @@ class Engine:
             held = self._kv.tokens(stream.slot).copy()
             parked = self._memory.suspend(stream.slot, held)
             scheduler.suspend(stream, stream.suspend(held, parked))
-            self._is_composed = False
+            self._rows = None
 
     def _compute(self, batch: Batch[Stream]) -> None:
         if batch.chunks:
@@ -328,7 +329,7 @@ class Engine:
 
     def _prefill(self, batch: Batch[Stream]) -> None:
         context = self._context
-        self._is_composed = False
+        self._rows = None
         end = 0
         for chunk in batch.chunks:
             rows = slice(end, end := end + chunk.stop - chunk.start)
@@ -361,46 +362,22 @@ class Engine:
             if reason := stream.take(token, self._deltas):
                 self._finish(stream, reason)
 
-    def _compose(self) -> None:
-        """Lay out the rows of the running sequences; they stay until one comes or goes."""
-        context = self._context
-        self._rows = streams = list(self._scheduler.decoding)
-        slots = [stream.slot for stream in streams]
-        self._bridges = self._kv.bridges(
-            slots, widest=self._loaded.widest_bridge, cells=context.cells
-        )
-        rows = np.array(sorted(slots + self._bridges), np.int32)
-        size = len(rows)
-        self._row_slots = np.array(slots, np.int32)
-        self._all_slots = rows
-        self._at: slice | np.ndarray = slice(0, size)
-        if self._bridges:
-            self._at = np.searchsorted(rows, self._row_slots)
-        context.sequences[:size] = rows
-        context.tokens[:size] = 0
-        context.tokens[self._at] = [stream.token for stream in streams]
-        context.outputs[:size] = 0
-        context.outputs[self._at] = 1
-        self._is_plain = all(stream.sampler is None for stream in streams)
-        unending = [row for row, stream in enumerate(streams) if stream.is_unending]
-        self._masked = (np.array(unending)[:, None], self._end_ids) if unending else None
-        self._is_composed = True
-
     def _decode_rows(self) -> None:
-        if not self._is_composed:
-            self._compose()
-        context, streams, kv = self._context, self._rows, self._kv
-        size = len(self._all_slots)
-        context.positions[:size] = kv.lengths[self._all_slots]
-        self._decode(size)
-        for slot in self._bridges:
-            context.trim(slot, int(kv.lengths[slot]))
-        kv.append(self._row_slots, context.tokens[self._at])
+        rows = self._rows
+        if rows is None:
+            rows = self._rows = Rows(
+                self._scheduler.decoding,
+                self._context,
+                self._kv,
+                end_ids=self._end_ids,
+                widest_bridge=self._loaded.widest_bridge,
+            )
+        rows.prepare()
+        self._decode(rows.size)
+        streams = rows.streams
         self._tokens += len(streams)
-        logits = context.logits(len(streams))
-        if self._masked is not None:
-            logits[self._masked] = -np.inf
-        if self._is_plain:
+        logits = rows.logits()
+        if rows.is_plain:
             tokens = logits.argmax(axis=1).tolist()
         else:
             tokens = self._choose_all(streams, logits)
@@ -408,8 +385,8 @@ class Engine:
         for stream, token in zip(streams, tokens, strict=True):
             if reason := stream.take(token, deltas):
                 self._finish(stream, reason)
-        if self._is_composed:
-            context.tokens[self._at] = tokens
+        if self._rows is rows:  # nobody has ended
+            rows.advance(tokens)
 
     def _decode(self, size: int) -> None:
         code = self._context.decode(size)
@@ -440,7 +417,7 @@ class Engine:
         self._finished.append(Finished(stream.request, reason, stream.usage))
 
     def _release(self, stream: Stream) -> None:
-        self._is_composed = False
+        self._rows = None
         self._scheduler.remove(stream)
         del self._streams[stream.request]
         if stream.slot >= 0:
@@ -504,6 +481,4 @@ class Engine:
             is_unified=context.is_unified,
         )
         self._expire_at = 0.0
-        self._is_composed = False
-        self._rows: list[Stream] = []
-        self._bridges: list[int] = []
+        self._rows: Rows | None = None
