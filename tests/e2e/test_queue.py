@@ -77,3 +77,23 @@ async def test_a_priority_that_is_none_is_refused_by_name_through_the_gateway(na
         answer = await fetch("POST", narrow.url + CHAT, body, headers=headers)
         assert answer.status == status
     assert (await fetch("POST", narrow.url + CHAT, body)).status == 200
+
+
+async def test_an_interactive_request_goes_before_a_batch_one_that_came_first(narrow: Stack):
+    ended: list[str] = []
+
+    async def wait_for(priority: str) -> None:
+        body = {"model": TINY, "messages": user("ping"), "ignore_eos": True, "max_tokens": 200}
+        headers = {"x-cortex-priority": priority}
+        answer = await fetch("POST", narrow.url + CHAT, body, headers=headers)
+        assert answer.status == 200
+        ended.append(priority)
+
+    async with open_stream(narrow.url, "Hello!", ignore_eos=True, max_tokens=8000) as first:
+        await first.read(lambda chat: len(chat.deltas) >= 3)
+        batch = asyncio.create_task(wait_for("batch"))
+        await until_waiting(narrow, 1)
+        interactive = asyncio.create_task(wait_for("interactive"))
+        await until_waiting(narrow, 2)
+    await asyncio.gather(batch, interactive)
+    assert ended == ["interactive", "batch"]

@@ -292,7 +292,7 @@ class Supervisor:
             case events.Spawn():
                 self._own(self._spawn(self._saved if instruction.restores else None))
             case events.Kill():
-                _log.error("killing worker", device=self.device.id, cause=self._policy.cause)
+                _log.error("killing worker", device=self.device.id, cause=self._policy.verdict)
                 if self._process is not None:
                     self._process.kill()
             case events.RestartAfter():

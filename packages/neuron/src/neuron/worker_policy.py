@@ -143,6 +143,11 @@ class WorkerPolicy:
         return getattr(self, name)(event)
 
     @property
+    def verdict(self) -> str | None:
+        """Why the process that has yet to exit is being killed."""
+        return self._verdict
+
+    @property
     def is_settled(self) -> bool:
         """No load or unload is in progress in the worker."""
         return self._loading is None and all(m.phase != "unloading" for m in self.models.values())
@@ -194,14 +199,18 @@ class WorkerPolicy:
         if self._restart == "leaving":
             if event.at - self._left_at <= limits.leave_timeout_s:
                 return []
-            self._verdict = "too slow to leave"
+            limit_s = limits.leave_timeout_s
+            self._verdict = self._tell(f"did not leave within {limit_s:g} s", self.pid, ())
             return [Kill()]
         silent_s = event.at - self._alive_at
         if self.phase == "ready" and silent_s > limits.silence_s:
             limit = f"step_timeout_s = {limits.step_timeout_s:g}"
             verdict = f"hung: no sign of life for {silent_s:.1f} s ({limit})"
             return self._condemn(event, "hung_silent", verdict)
-        if self.phase in ("starting", "restarting") and silent_s > limits.hello_timeout_s:
+        hello_s = limits.hello_timeout_s
+        if self._restart == "returning":
+            hello_s += limits.leave_timeout_s  # to take over takes as long as to save did
+        if self.phase in ("starting", "restarting") and silent_s > hello_s:
             return self._condemn(event, "no_hello", f"did not come up within {silent_s:.0f} s")
         return []
 
