@@ -83,6 +83,11 @@ def test_a_gpu_that_is_not_there_is_refused_by_name(name: str, value: Any) -> No
     assert caught.value.param == name
 
 
+def test_a_configured_gpu_that_is_not_there_is_refused_too() -> None:
+    with pytest.raises(InvalidRequest, match="2 shares, but cuda:0 is 1 GPU"):
+        params(EngineSection(tensor_split=[1.0, 1.0]), where=GPU)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -17,6 +17,7 @@ from neuron.models.preflight import Preflight
 from neuron.models.shape import shape_of
 from neuron.worker import llama
 from neuron.worker.load import load
+from tests.unit.worker.unlike_shapes import ExpertsShape, FusedShape
 from tests.unit.worker.worker_process import TINY
 from tools.make_gguf import PRESETS, BertShape, LastTokenShape, ModelShape, make_gguf
 
@@ -33,11 +34,16 @@ SHAPES: dict[str, tuple[Any, str]] = {
     "hybrid": (PRESETS["tiny-hybrid"], "F16"),
     "qwen": (TWO_LAYERS_OF_QWEN, "F16"),
     "qwen-q4": (replace(TWO_LAYERS_OF_QWEN, layers=1, vocab=1024), "Q4_K_M"),
+    "experts": (ExpertsShape(), "F16"),
+    "fused": (FusedShape(), "F16"),
     "bert": (BertShape(), "F32"),
     "rank": (BertShape(pooling="rank"), "F32"),
     "last": (LastTokenShape(), "F32"),
 }
-GENERATORS = ["tiny", "toy", "llama", "sliding", "mamba", "hybrid", "qwen", "qwen-q4"]
+GENERATORS = [
+    *("tiny", "toy", "llama", "qwen", "qwen-q4"),
+    *("sliding", "mamba", "hybrid", "experts", "fused"),
+]
 SETTINGS: list[dict[str, Any]] = [
     {"context": 512, "parallel": 1},
     {"context": 2048, "parallel": 4},

@@ -118,12 +118,17 @@ class _Graph:
         shape, size, tape = self._shape, self._size, self._tape
         # Queries and keys are seen head by head before they are normed or rotated, and what is
         # behind such a view is never taken over: they exist twice for a moment.
-        query = self._row(layer.query, self._row(layer.query, normed))
+        fused = None
+        if layer.is_qkv_fused:
+            fused = self._row(layer.query + layer.key + layer.value, normed)
+        query = self._row(layer.query, self._row(layer.query, normed) if fused is None else fused)
         reads = [query, self._mask]
         if shape.has_cells and layer.has_cells:
-            value = self._row(layer.value, normed)
-            key = self._row(layer.key, self._row(layer.key, normed))
+            value = self._row(layer.value, normed) if fused is None else fused
+            key = self._row(layer.key, self._row(layer.key, normed) if fused is None else fused)
             tape.add(0, key, self._key_cells)
+            if fused is not None and not size.flash_attention:
+                value = self._row(layer.value, fused)  # to be transposed it must be in one piece
             tape.add(0, value, self._value_cells)
         elif not shape.has_cells:
             reads += [self._row(layer.value, normed), self._row(layer.key, normed)]
@@ -152,7 +157,9 @@ class _Graph:
 
     def _dense(self, layer: Layer, normed: int, rows: int) -> int:
         wide = layer.feed_forward
-        if layer.is_gated:
+        if layer.is_gate_fused:
+            inner = self._of(rows, wide, self._of(rows, 2 * wide, normed))
+        elif layer.is_gated:
             gate = self._of(rows, wide, normed)
             up = self._of(rows, wide, normed)
             inner = self._of(rows, wide, gate, up)

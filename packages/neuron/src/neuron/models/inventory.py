@@ -221,6 +221,7 @@ class Inventory:
         return Room(device, free, state.memory_total_bytes)
 
     def _is_promised(self, model: str, entry: Entry) -> bool:
-        """On its way, or there but since the devices were last read."""
+        """On its way (or on its way back), or there but since the devices were last read."""
         phase = self.state_of(model).phase
-        return phase == "loading" or (phase in ("ready", "draining") and not entry.is_seen)
+        is_coming = phase in ("loading", "recovering")
+        return is_coming or (phase in ("ready", "draining") and not entry.is_seen)

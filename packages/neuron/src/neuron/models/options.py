@@ -45,9 +45,9 @@ def params_of(
     to. What is configured for GPUs says nothing to a CPU; what a load asks for must be possible.
     Raises InvalidRequest, naming the option."""
     given = asked(options)
-    _check(given, device, gpus)
     values = {name: getattr(engine, name) for name in (*NAMES, *_LIMITS)}
     values["tensor_split"] = tuple(engine.tensor_split)
+    _check(values | given if gpus else given, device, gpus)
     if gpus == 0:
         defaults = EngineParams()
         values |= {name: getattr(defaults, name) for name in _GPU_ONLY}

@@ -15,6 +15,7 @@ from neuron.models.gguf import GgufHeader
 
 __all__ = ["Layer", "ModelShape", "Recurrence", "shape_of"]
 
+_MOST_LAYERS = 4096  # far above any real model; a hostile header must not cost time
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)$")
 
 
@@ -34,15 +35,18 @@ class Recurrence(msgspec.Struct, frozen=True):
 
 class Layer(msgspec.Struct, frozen=True):
     """Widths in elements. `key` and `value` are what one token leaves in the KV cache; 0 without
-    attention. `size_bytes`: its weights."""
+    attention. `size_bytes`: its weights. Fused: query, key and value, or gate and up, come out of
+    one matrix."""
 
     size_bytes: int
     query: int = 0
     key: int = 0
     value: int = 0
     has_cells: bool = False
+    is_qkv_fused: bool = False
     feed_forward: int = 0
     is_gated: bool = False
+    is_gate_fused: bool = False
     experts: int = 0
     expert_feed_forward: int = 0
     recurrence: Recurrence | None = None
@@ -124,7 +128,7 @@ class _Reader:
 
     def _layers(self) -> Iterator[Layer]:
         last = max(self._tensors, default=-1) + 1
-        count = min(max(self._number("block_count"), last), 65_536)
+        count = min(max(self._number("block_count"), last), _MOST_LAYERS)
         # Layers at the end may look at the keys of earlier ones instead of keeping their own.
         owners = count - self._number("attention.shared_kv_layers")
         for index in range(count):
@@ -137,8 +141,9 @@ class _Reader:
         query, key, value = self._attention(index, rows, is_recurrent=recurrence is not None)
         up = rows.get("ffn_up.weight", 0)
         is_gated = "ffn_gate.weight" in rows
-        if not is_gated and up and up == 2 * _at(tensors.get("ffn_down.weight", ()), 0):
-            up, is_gated = up // 2, True  # both in one matrix
+        is_gate_fused = not is_gated and up == 2 * _at(tensors.get("ffn_down.weight", ()), 0) > 0
+        if is_gate_fused:
+            up //= 2
         shared = rows.get("ffn_up_shexp.weight", 0)
         experts = tensors.get("ffn_up_exps.weight") or tensors.get("ffn_gate_up_exps.weight", ())
         expert_inner = _at(tensors.get("ffn_down_exps.weight", ()), 0)
@@ -148,8 +153,10 @@ class _Reader:
             key=key,
             value=value,
             has_cells=has_cells and key > 0 and self._caches,
+            is_qkv_fused=key > 0 and "attn_qkv.weight" in rows,
             feed_forward=up or shared,
-            is_gated=is_gated or "ffn_gate_shexp.weight" in rows,
+            is_gated=is_gated or is_gate_fused or "ffn_gate_shexp.weight" in rows,
+            is_gate_fused=is_gate_fused,
             experts=_at(experts, 2),
             expert_feed_forward=expert_inner,
             recurrence=recurrence,
