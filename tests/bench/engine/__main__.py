@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -46,6 +47,10 @@ async def _tables(
 
 
 async def _print(arguments: argparse.Namespace) -> None:
+    # Servers that are stopped when their parent dies would stay for ever.
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     binary, console = peers.llama_server(), Console(width=None if sys.stdout.isatty() else 120)
     for scenario in arguments.scenarios or SCENARIOS:
         async for table in _tables(scenario, binary, arguments):
@@ -74,6 +79,8 @@ def main() -> None:
             parser.error(f"{scenario!r} is none of {', '.join(SCENARIOS)}")
     try:
         asyncio.run(_print(arguments))
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
     except ServerFailed as failure:
         raise SystemExit("\n".join([str(failure), *failure.__notes__])) from None
 
