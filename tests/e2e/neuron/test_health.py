@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cortex_core.fleet.discovery import NodeState
+from tests.e2e.client import eventually
 from tests.e2e.neuron.client import QUESTION, TINY, Client, ask, connect, endless, worker_pid
 from tests.processes import Daemon, start_neuron
 
@@ -86,6 +87,37 @@ def is_back(before: NodeState, device: int = 0) -> Callable[[NodeState], bool]:
         return worker.phase == "ready" and worker.pid != pid and wanted <= ready
 
     return is_true
+
+
+async def test_a_scrape_counts_outcomes_tokens_and_cells(client: Client):
+    async def value(name: str, **labels: str) -> float:
+        found = await samples(client, name)
+        return sum(v for have, v in found if labels.items() <= have.items())
+
+    async def counts() -> list[float]:
+        return [
+            await value("neuron_requests_total", model=TINY, outcome="ok"),
+            await value("neuron_request_ttft_seconds_count", model=TINY),
+            await value("neuron_requests_total", model="unknown", code="model_not_found"),
+            await value("neuron_prompt_tokens_total", model=TINY, source="computed"),
+        ]
+
+    before = await counts()
+    answer = await client.chat(QUESTION)
+    assert (await client.chat(QUESTION, "nobody/has-it")).status == 404
+    usage = answer.json["usage"]
+    computed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+    grown = [after - was for after, was in zip(await counts(), before, strict=True)]
+    assert grown == [1, 1, 1, computed]
+    assert await value("neuron_model_ready", model=TINY) == 1
+    assert await value("neuron_worker_up", device="cpu:0") == 1
+    assert await value("neuron_worker_resident_memory_bytes", device="cpu:0") > 1e6
+
+    async def has_reported() -> bool:
+        cached = await value("neuron_kv_cells_used", model=TINY, by="cached")
+        return 0 < cached < await value("neuron_kv_cells", model=TINY)
+
+    await eventually(has_reported, "the worker reports the cells that the answer has left cached")
 
 
 # hung
