@@ -301,7 +301,7 @@ async def test_a_planned_restart_hands_over_what_was_saved_and_removes_it(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    async with running() as node:
+    async with running(limits=FORGIVING) as node:
         await node.load("a")
         first = node.supervisor.worker.pid
         with caplog.at_level("INFO", logger="neuron.supervisor"):
@@ -315,7 +315,7 @@ async def test_a_planned_restart_hands_over_what_was_saved_and_removes_it(
 
 
 async def test_a_planned_restart_lets_what_runs_finish_and_nothing_new_begin():
-    async with running() as node:
+    async with running(limits=FORGIVING) as node:
         await node.load("a")
         first = node.supervisor.worker.pid
         async with node.generate("endless") as stream:
@@ -330,7 +330,7 @@ async def test_a_planned_restart_lets_what_runs_finish_and_nothing_new_begin():
 
 
 async def test_what_outlasts_the_drain_ends_with_an_honest_error():
-    async with running() as node:
+    async with running(limits=FORGIVING) as node:
         await node.load("a")
         async with node.generate("endless") as stream:
             await stream.read()
@@ -343,7 +343,7 @@ async def test_a_worker_that_does_not_leave_is_killed_and_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(supervisor, "_STOP_S", 0.1)  # nor does it at the end
-    async with running("clinging", Limits(step_timeout_s=0.6, leave_timeout_s=0.1)) as node:
+    async with running("clinging", Limits(step_timeout_s=4, leave_timeout_s=0.1)) as node:
         await node.load("a")
         await node.restart()
         assert node.supervisor.models["a"].phase == "ready"
@@ -351,7 +351,7 @@ async def test_a_worker_that_does_not_leave_is_killed_and_replaced(
 
 
 async def test_a_crash_during_the_drain_fails_the_restart_and_the_worker_still_comes_back():
-    async with running() as node:
+    async with running(limits=FORGIVING) as node:
         await node.load("a")
         async with node.generate("endless") as stream:
             await stream.read()
