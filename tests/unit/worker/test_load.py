@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from tests.unit.worker.worker_process import TINY
 
 def open_tiny(path: str = TINY, **params: Any) -> LoadedModel:
     llama.start()
-    return load(path, EngineParams(**params), device="cpu", on_progress=lambda _: True)
+    loaded = load(path, EngineParams(**params), device="cpu", on_progress=lambda _: True)
+    assert isinstance(loaded, LoadedModel)
+    return loaded
 
 
 def refusal(path: Path) -> PreflightFailed:
@@ -119,3 +122,30 @@ def test_weights_may_be_read_instead_of_mapped() -> None:
     loaded = open_tiny(parallel=1, context=256, mmap=False)
     assert loaded.info.kind == "generate"
     loaded.free()
+
+
+def test_weights_that_may_not_be_locked_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = "failed to mlock 1024-byte buffer (after previously locking 0 bytes): no memory"
+    take_lines = llama.take_lines
+    monkeypatch.setattr(llama, "take_lines", lambda: [said, *take_lines()])
+    with pytest.raises(InvalidRequest, match="failed to mlock 1024-byte") as caught:
+        open_tiny(parallel=1, context=256, mlock=True)
+    assert caught.value.param == "mlock"
+
+
+@pytest.mark.skipif(
+    0 <= resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] < 2 * Path(TINY).stat().st_size,
+    reason="this process may not lock as much memory",
+)
+def test_weights_are_locked_where_they_may_be() -> None:
+    locked_before = locked_bytes()
+    loaded = open_tiny(parallel=1, context=256, mlock=True)
+    assert locked_bytes() - locked_before >= loaded.info.weights_bytes // 2
+    loaded.free()
+
+
+def locked_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if "VmLck" in line).split()[1])

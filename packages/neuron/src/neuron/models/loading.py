@@ -15,6 +15,7 @@ from cortex_core.errors import (
     CortexError,
     Fault,
     InvalidRequest,
+    NoCapacity,
     PreflightFailed,
 )
 from cortex_core.fleet.discovery import ModelState
@@ -229,6 +230,8 @@ class Loading:
         """The device that is wanted, or the best one where it fits; the best where it does not fit
         on any. Raises NoCapacity or InvalidRequest."""
         inventory = self._inventory
+        if cause := inventory.failures.get(wanted.device or ""):
+            raise NoCapacity(f"the device {wanted.device} has failed: {cause}")
         candidates = [wanted.device] if wanted.device else list(inventory.supervisors)
         ranked = by_room(map(inventory.candidate, candidates), header.file_bytes)
         choices: list[tuple[str, Preflight]] = []

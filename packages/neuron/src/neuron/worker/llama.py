@@ -235,6 +235,8 @@ class Vocabulary:
 
 
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # llama_split_mode
+# llama_load_mode by (mmap, mlock); -1 leaves it to llama.cpp not to map where a device is better off.
+_LOAD_MODES = {(True, False): -1, (False, False): 0, (False, True): 2, (True, True): 3}
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
 
 
@@ -259,8 +261,7 @@ class Model:
         params.n_gpu_layers = gpu_layers
         params.split_mode = _SPLIT_MODES[split_mode]
         params.main_gpu = main_gpu
-        params.use_mmap = mmap
-        params.use_mlock = mlock
+        params.load_mode = _LOAD_MODES[mmap, mlock]
         shares = (ctypes.c_float * 128)(*tensor_split)  # llama.cpp reads one per possible device
         if tensor_split:
             params.tensor_split = shares

@@ -15,7 +15,13 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from cortex_core.errors import Conflict, CortexError, NoCapacity, PreflightFailed
+from cortex_core.errors import (
+    Conflict,
+    CortexError,
+    InvalidRequest,
+    NoCapacity,
+    PreflightFailed,
+)
 from cortex_core.wire.ipc import EngineParams, ModelInfo, ModelKind
 from neuron.models.gguf import parts_of
 from neuron.models.kind import kind_of
@@ -107,6 +113,7 @@ def load(
             raise Conflict(f"the load of {path} was abandoned: unloaded meanwhile") from None
         raise _failure(path, error) from None
     try:
+        _check_lock(params, llama.take_lines())
         gauge.model_loaded(model.size_bytes)
         text = model.metadata()
         parallel = min(params.parallel, llama.MAX_SEQUENCES)
@@ -231,6 +238,14 @@ def _load_pooler(
         raise
     llama.take_lines()  # warnings of the load are no cause of a later failure
     return LoadedPooler(model, context, describe(plan.context), open_context)
+
+
+def _check_lock(params: EngineParams, lines: list[str]) -> None:
+    """llama.cpp only warns where it may not lock, and goes on with weights that can be paged out.
+    Raises InvalidRequest."""
+    refused = next((line for line in lines if "mlock" in line), None)
+    if params.mlock and refused:
+        raise InvalidRequest(f"mlock: {refused}; raise RLIMIT_MEMLOCK", param="mlock")
 
 
 def _check_labels(path: str, labels: int, kind: ModelKind, metadata: dict[str, str]) -> None:
