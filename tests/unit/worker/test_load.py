@@ -118,9 +118,10 @@ def test_a_quantised_cache_without_flash_attention_is_refused_by_name() -> None:
     assert caught.value.param == "flash_attention"
 
 
-def test_weights_may_be_read_instead_of_mapped() -> None:
-    loaded = open_tiny(parallel=1, context=256, mmap=False)
-    assert loaded.info.kind == "generate"
+@pytest.mark.parametrize("mmap", [True, False])
+def test_weights_are_mapped_or_read_as_asked(mmap: bool) -> None:
+    loaded = open_tiny(parallel=1, context=256, mmap=mmap)
+    assert (TINY in Path("/proc/self/maps").read_text()) == mmap
     loaded.free()
 
 

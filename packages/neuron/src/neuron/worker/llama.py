@@ -235,7 +235,7 @@ class Vocabulary:
 
 
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # llama_split_mode
-# llama_load_mode by (mmap, mlock); -1 leaves it to llama.cpp not to map where a device is better off.
+# llama_load_mode by (mmap, mlock); -1: mapped, but for devices that are better off without.
 _LOAD_MODES = {(True, False): -1, (False, False): 0, (False, True): 2, (True, True): 3}
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
 

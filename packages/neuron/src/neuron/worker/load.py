@@ -245,7 +245,8 @@ def _check_lock(params: EngineParams, lines: list[str]) -> None:
     Raises InvalidRequest."""
     refused = next((line for line in lines if "mlock" in line), None)
     if params.mlock and refused:
-        raise InvalidRequest(f"mlock: {refused}; raise RLIMIT_MEMLOCK", param="mlock")
+        cause = refused.removeprefix("warning: ")
+        raise InvalidRequest(f"mlock: {cause}; raise RLIMIT_MEMLOCK", param="mlock")
 
 
 def _check_labels(path: str, labels: int, kind: ModelKind, metadata: dict[str, str]) -> None:
