@@ -108,6 +108,11 @@ async def test_an_option_that_cannot_be_is_refused_by_name(
     assert await model(client, "tiny-llama.gguf") is None
 
 
+async def test_a_word_that_is_none_of_the_choices_is_told_them(client: Client):
+    refused = await client.post("/models/load", {"model": "toy.gguf", "kv_type": "q5_1"})
+    assert "'q5_1'; expected 'f16' or 'q8_0' or 'q4_0'" in refused.error["message"]
+
+
 @pytest.mark.parametrize(
     ("name", "status", "code"),
     [("nothing.gguf", 422, "gguf_missing"), ("/etc/passwd", 403, "forbidden")],

@@ -96,6 +96,21 @@ NEURON_FAULTS = [
     ('token_file = "/nonexistent"', "token_file", "no such file"),
     ("[[default_models]]", "default_models[0].id", "required, but missing"),
     ('[[default_models]]\nid = "m"\n' * 2, "default_models[1].id", "given twice"),
+    ('[engine]\nkv = "half"', "engine.kv", "unified"),
+    ('[engine]\nkv_type = "q5_0"', "engine.kv_type", "q8_0"),
+    ("[engine]\ntensor_split = [-1]", "engine.tensor_split[0]", ">= 0"),
+    ("[engine]\nmax_step_ms = 0", "engine.max_step_ms", "> 0"),
+    ('[[default_models]]\nid = "m"\ncells = -1', "default_models[0].cells", ">= 0"),
+    (
+        '[engine]\nkv_type = "q8_0"\nflash_attention = false',
+        "engine.flash_attention",
+        "KV cache of type q8_0 needs it",
+    ),
+    (
+        '[engine]\nflash_attention = false\n[[default_models]]\nid = "m"\nkv_type = "q4_0"',
+        "default_models[0].flash_attention",
+        "KV cache of type q4_0 needs it",
+    ),
 ]
 
 

@@ -15,6 +15,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from cortex_core.choices import with_choices
+
 __all__ = ["ConfigError", "load_config", "parse_address"]
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -95,7 +97,11 @@ def _located(message: str, kind: type[msgspec.Struct], source: str) -> ConfigErr
     text = message[: match.start()] if match else message
     field = re.fullmatch(r"Object (contains unknown|missing required) field `(\w+)`", text)
     if not field:
-        return ConfigError(source, path or None, text[:1].lower() + text[1:])
+        keys = re.sub(r"\[[^]]*\]", ".0", path).split(".")
+        owner = _struct_at(kind, keys[:-1])
+        hint = get_type_hints(owner).get(keys[-1]) if owner else None
+        text = with_choices(text[:1].lower() + text[1:], hint)
+        return ConfigError(source, path or None, text)
     key = f"{path}.{field[2]}".removeprefix(".")
     if field[1] == "missing required":
         return ConfigError(source, key, "required, but missing")
@@ -135,7 +141,7 @@ def _typed(value: Any, wanted: Any, key: str, source: str) -> Any:
             return msgspec.to_builtins(msgspec.json.decode(value, type=wanted))
         return msgspec.to_builtins(msgspec.convert(value, wanted, strict=False))
     except msgspec.DecodeError as error:
-        text = _AT_PATH.sub("", str(error))
+        text = with_choices(_AT_PATH.sub("", str(error)), wanted)
         raise ConfigError(source, key, f"{text[:1].lower()}{text[1:]}: {value!r}") from None
 
 

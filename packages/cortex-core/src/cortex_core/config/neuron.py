@@ -119,9 +119,23 @@ def load_neuron_config(
     for index, folder in enumerate(config.models.local):
         if not Path(folder).is_dir():
             raise ConfigError(source, f"models.local[{index}]", f"no such folder: {folder}")
+    _check_cache(source, "engine", config.engine, config.engine)
     seen: set[str] = set()
     for index, model in enumerate(config.default_models):
+        _check_cache(source, f"default_models[{index}]", model, config.engine)
         if model.id in seen:
             raise ConfigError(source, f"default_models[{index}].id", f"{model.id!r} is given twice")
         seen.add(model.id)
     return config
+
+
+def _check_cache(
+    source: str, key: str, options: LoadOptions | EngineSection, engine: EngineSection
+) -> None:
+    """A quantised KV cache needs flash attention. Raises ConfigError."""
+    flash = options.flash_attention
+    flash = engine.flash_attention if flash is None else flash
+    kv_type = options.kv_type or engine.kv_type
+    if flash is False and kv_type != "f16":
+        problem = f"is false, but a KV cache of type {kv_type} needs it"
+        raise ConfigError(source, f"{key}.flash_attention", problem)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
+from cortex_core.choices import with_choices
 from cortex_core.errors import InvalidJson, InvalidRequest, UnsupportedParameter
 
 __all__ = ["decode_object", "decode_request"]
@@ -59,7 +60,8 @@ def decode_request(
         return msgspec.convert(values, kind), sorted(present)
     except msgspec.ValidationError as error:
         message, param = _locate(str(error))
-        raise InvalidRequest(message, param=param) from None
+        hint = get_type_hints(kind).get(param or "")
+        raise InvalidRequest(with_choices(message, hint), param=param) from None
 
 
 def _locate(message: str) -> tuple[str, str | None]:
