@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from cortex_core.fleet.discovery import DeviceState, ModelState, NodeState, WorkerState
+from cortex_gateway.proxy import PATHS
 
 __all__ = ["Call", "Script", "ScriptedNeuron", "chunks_of", "completion"]
 
@@ -103,7 +104,7 @@ Script = Callable[[Call], Awaitable[None]]
 
 
 class ScriptedNeuron:
-    """An async context manager. `script` answers the chat requests; `calls` holds them all."""
+    """An async context manager. `script` answers what a model answers; `calls` holds it all."""
 
     def __init__(self, name: str, *models: str) -> None:
         self.name = name
@@ -202,7 +203,7 @@ class ScriptedNeuron:
             await call.answer({"error": error}, 401)
         elif call.path == "/events":
             await self._be_followed(call)
-        elif call.path == "/v1/chat/completions":
+        elif call.path in PATHS:
             self.calls.append(call)
             await self.script(call)
         else:

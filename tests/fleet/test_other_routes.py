@@ -1,0 +1,107 @@
+"""Every route that a model answers takes the one way through the gateway."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.fleet.conftest import Reply, Rig
+from tests.fleet.scripted_neuron import Call
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/embeddings": {"input": ["hi"]},
+    "/v1/rerank": {"query": "q", "documents": ["d"]},
+    "/tokenize": {"content": "hi"},
+    "/detokenize": {"tokens": [1]},
+}
+USAGE = {"prompt_tokens": 7, "total_tokens": 7}
+LISTED = json.dumps({"data": [{"index": 0, "embedding": [0.25]}], "usage": USAGE}).encode()
+
+
+async def _ask(rig: Rig, path: str, model: str = "m", **more: Any) -> Reply:
+    return await rig.ask("POST", path, {"model": model} | BODIES[path] | more)
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_body_and_answer_pass_byte_for_byte_to_the_same_path(rig: Rig, path: str):
+    async def script(call: Call) -> None:
+        await call.answer(b'{ "odd":  "spacing" }', headers={"X-Cortex-Ignored": "user"})
+
+    rig.a.script = script
+    sent = json.dumps({"model": "only/a"} | BODIES[path], indent=3).encode()
+    reply = await rig.ask("POST", path, sent)
+    assert (reply.status, reply.body) == (200, b'{ "odd":  "spacing" }')
+    assert reply.headers["x-cortex-node"] == "a"
+    assert reply.headers["x-cortex-ignored"] == "user"
+    (call,) = rig.a.calls
+    assert (call.path, call.body) == (path, sent)
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_node_that_fails_costs_the_client_nothing(rig: Rig, path: str):
+    async def crash(call: Call) -> None:
+        call.reset()
+
+    async def script(call: Call) -> None:
+        await call.answer(LISTED)
+
+    rig.a.script, rig.b.script = crash, script
+    replies = [await _ask(rig, path) for _ in range(4)]
+    assert [reply.body for reply in replies] == [LISTED] * 4
+    assert {reply.headers["x-cortex-node"] for reply in replies} == {"b"}
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_refusal_of_the_neuron_is_the_clients_answer(rig: Rig, path: str):
+    error = {"error": {"message": "no", "type": "t", "code": "invalid_request", "param": "model"}}
+
+    async def script(call: Call) -> None:
+        await call.answer(error, status=400)
+
+    rig.a.script = script
+    reply = await _ask(rig, path, "only/a")
+    assert reply.status == 400
+    assert json.loads(reply.body) == error
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_other_methods_and_models_are_refused(rig: Rig, path: str):
+    reply = await rig.ask("GET", path)
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    reply = await _ask(rig, path, "nobody/has-this")
+    assert reply.status == 404
+    assert json.loads(reply.body)["error"]["code"] == "model_not_found"
+
+
+async def test_a_completion_stream_that_breaks_off_ends_in_an_error_event(rig: Rig):
+    event = b'data: {"choices":[{"index":0,"text":"hel"}]}\n\n'
+
+    async def script(call: Call) -> None:
+        await call.start_stream()
+        await call.chunk(event)
+        call.reset()
+
+    rig.a.script = script
+    reply = await _ask(rig, "/v1/completions", "only/a", stream=True)
+    assert reply.status == 200
+    assert reply.body.startswith(event)
+    assert json.loads(reply.body[len(event) :].removeprefix(b"data: "))["error"]["code"] == (
+        "upstream_failed"
+    )
+    assert b"[DONE]" not in reply.body
+
+
+async def test_tokens_of_embeddings_are_counted(rig: Rig):
+    async def script(call: Call) -> None:
+        await call.answer(LISTED)
+
+    rig.a.script = script
+    sample = 'cortex_tokens_total{kind="prompt",model="only/a",node="a"}'
+    before = (await rig.metrics()).get(sample, 0)
+    await _ask(rig, "/v1/embeddings", "only/a")
+    assert (await rig.metrics())[sample] - before == 7
