@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from tools.make_gguf.embedding import BertShape, LastTokenShape
 from tools.make_gguf.recurrent import HybridShape, MambaShape
 from tools.make_gguf.shape import ModelShape
 from tools.make_gguf.sliding import SlidingShape
 
 __all__ = ["PRESETS"]
 
-PRESETS: dict[str, ModelShape | MambaShape] = {
+PRESETS: dict[str, ModelShape | MambaShape | BertShape] = {
     # The published sizes of Qwen3-0.6B: a model people really run, for benchmarks.
     "qwen3-0.6b": ModelShape(
         layers=28,
@@ -38,4 +39,9 @@ PRESETS: dict[str, ModelShape | MambaShape] = {
     "tiny-sliding": SlidingShape(context=8192),
     "tiny-mamba": MambaShape(context=8192),
     "tiny-hybrid": HybridShape(context=8192),
+    # Models that do not generate: encoders, and decoders whose last token speaks for a text.
+    "tiny-bert": BertShape(),
+    "tiny-bert-reranker": BertShape(pooling="rank"),
+    "tiny-embedder": LastTokenShape(),
+    "tiny-reranker": LastTokenShape(pooling="rank"),
 }

@@ -15,7 +15,7 @@ from cortex_core.wire.ipc import Cancel, EngineParams, Generate, Sampling, Step
 from neuron.worker import engine as engine_module
 from neuron.worker import llama
 from neuron.worker.engine import Engine
-from neuron.worker.load import load
+from neuron.worker.load import LoadedModel, load
 from tests.unit.worker.worker_process import ENDLESS, GREEDY, TINY, chat
 
 
@@ -30,6 +30,7 @@ class Bench:
         llama.start()
         settings: dict[str, Any] = {"parallel": 4, "context": 512} | params
         loaded = load(TINY, EngineParams(**settings), device="cpu", on_progress=lambda _: True)
+        assert isinstance(loaded, LoadedModel)
         loaded.widest_bridge = 2  # tiny models have none by themselves
         self.steps: list[Step] = []
         self.engine = Engine("tiny", loaded, emit=self.steps.append, die=self.die)
