@@ -29,7 +29,16 @@ async def client(neuron: Daemon) -> AsyncIterator[Client]:
         yield client
 
 
-POSTS = ("/models/load", "/models/unload", "/v1/chat/completions")
+POSTS = (
+    "/models/load",
+    "/models/unload",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/tokenize",
+    "/detokenize",
+)
 
 
 @pytest.mark.parametrize("path", POSTS)

@@ -79,11 +79,13 @@ def scores(outputs: Floats) -> list[float]:
 
 @dataclass(eq=False)
 class _Request:
-    """`rows` of what the model made of its texts, those that are `done`."""
+    """`rows` of what the model made of its texts, those that are `done`. It is to be started
+    before `deadline` (monotonic)."""
 
     asked: Embed | Rank
     texts: list[Int32s]
     rows: Floats
+    deadline: float
     done: int = 0
     is_started: bool = False
 
@@ -173,6 +175,7 @@ class EmbeddingEngine:
 
     def _turn(self) -> None:
         self._drain()
+        self._expire()
         chosen = self._passes.next()
         if not chosen:
             return
@@ -244,7 +247,8 @@ class EmbeddingEngine:
         for at, tokens in named:
             self._check_length(tokens, at)
         rows = np.empty((len(texts), width), np.float32)
-        self._requests[command.request] = _Request(command, texts, rows)
+        deadline = time.monotonic() + self._loaded.params.max_wait_s
+        self._requests[command.request] = _Request(command, texts, rows, deadline)
         self._passes.add(command.request, [len(tokens) for tokens in texts])
 
     def _tokens_of(self, text: str | list[int], at: str) -> Int32s:
@@ -268,6 +272,21 @@ class EmbeddingEngine:
             )
         if len(tokens) == 0:
             raise InvalidRequest(f"{at}: has no tokens", param=at)
+
+    def _expire(self) -> None:
+        """Those who have waited too long hear it."""
+        now = time.monotonic()
+        late = [
+            number
+            for number, request in self._requests.items()
+            if not request.is_started and now >= request.deadline
+        ]
+        if late:
+            message = (
+                f"the model {self._name!r} had no pass for the request within "
+                f"{self._loaded.params.max_wait_s:g} s (engine.max_wait_s)"
+            )
+            self._fail(late, NoCapacity(message).fault)
 
     def _begin(self, requests: set[int]) -> None:
         new = [self._requests[request] for request in sorted(requests)]

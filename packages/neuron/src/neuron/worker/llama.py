@@ -217,21 +217,21 @@ class Vocabulary:
             return np.concatenate((np.array([self.bos], np.int32), ids))
         return ids
 
-    def tokenize_bare(self, text: str) -> Int32s:
-        """Token ids of exactly this text; special tokens in it are parsed."""
+    def tokenize_bare(self, text: str, *, parse_special: bool = True) -> Int32s:
+        """Token ids of exactly this text; special tokens in it are parsed, or are plain text."""
         data = text.encode()
         ids = np.empty(len(data) + 16, np.int32)
-        count = self._tokenize_into(data, ids)
+        count = self._tokenize_into(data, ids, parse_special)
         if count < 0:
             ids = np.empty(-count, np.int32)
-            count = self._tokenize_into(data, ids)
+            count = self._tokenize_into(data, ids, parse_special)
             if count < 0:
                 raise LlamaError(f"cannot tokenize {len(data)} bytes")
         return ids[:count]
 
-    def _tokenize_into(self, data: bytes, ids: Int32s) -> int:
+    def _tokenize_into(self, data: bytes, ids: Int32s, parse: bool) -> int:
         pointer: Any = ids.ctypes.data_as(lib.llama_token_p)
-        return lib.llama_tokenize(self._handle, data, len(data), pointer, len(ids), False, True)
+        return lib.llama_tokenize(self._handle, data, len(data), pointer, len(ids), False, parse)
 
 
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # llama_split_mode

@@ -75,6 +75,7 @@ class LoadedPooler:
     model: llama.Model
     context: PooledContext
     info: ModelInfo
+    params: EngineParams
     open_context: Callable[[], PooledContext]
 
     def free(self) -> None:
@@ -237,7 +238,7 @@ def _load_pooler(
         context.free()
         raise
     llama.take_lines()  # warnings of the load are no cause of a later failure
-    return LoadedPooler(model, context, describe(plan.context), open_context)
+    return LoadedPooler(model, context, describe(plan.context), params, open_context)
 
 
 def _check_lock(params: EngineParams, lines: list[str]) -> None:

@@ -39,12 +39,13 @@ def _filled_in(vocabulary: Vocabulary, prompt: str | list[int], suffix: str) -> 
     if vocabulary.fill_in is None:
         raise InvalidRequest("suffix: this model has no fill-in-the-middle tokens", param="suffix")
     before, after, middle = vocabulary.fill_in
+    # Code that writes a special token means its letters: a parsed one would end the file there.
     if isinstance(prompt, str):
-        head = vocabulary.tokenize_bare(prompt)
+        head = vocabulary.tokenize_bare(prompt, parse_special=False)
     else:
         head = _tokens(vocabulary, prompt)
     start = [vocabulary.bos] if vocabulary.adds_bos else []
-    tail = vocabulary.tokenize_bare(suffix)
+    tail = vocabulary.tokenize_bare(suffix, parse_special=False)
     parts = ([*start, before], head, [after], tail, [middle])
     return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
