@@ -42,7 +42,7 @@ QUEUED = 6
 GROWTH_BYTES = {"gateway": 4 * 2**20, "neuron": 4 * 2**20, "worker": 40 * 2**20}
 
 _LINE = re.compile(r'"request" kind=(?P<kind>\S+) request_id=(?P<id>\S+) (?P<rest>.*)')
-_UNFORESEEN = re.compile(r"^\S+Z (warning|error) |Traceback")
+_UNFORESEEN = re.compile(r"^\S+Z (warning|error) |Traceback|worker says")
 _KIND_OF = {"ok": "ok", "refused": "rejected", "left": "client_gone"}
 
 

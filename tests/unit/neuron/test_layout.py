@@ -89,3 +89,10 @@ def test_cells_are_rounded_as_llama_cpp_does(
     kv: Any, parallel: int, cells: int, allocated: int
 ) -> None:
     assert allocated_cells(KvPlan(kv, 300, parallel, cells)) == allocated
+
+
+def test_more_than_one_pool_serves_have_parts_of_their_own() -> None:
+    assert layout(parallel=129, is_cpu=False) == "partitioned"
+    with pytest.raises(InvalidRequest) as refused:
+        layout(parallel=129, kv="unified")
+    assert refused.value.fault.param == "parallel"

@@ -330,3 +330,17 @@ def test_those_who_outgrow_the_pool_go_on_as_if_nothing_had_happened(taken: Toke
     for request in range(4):
         assert len(taken[request]) == 150
         assert taken[request] == taken[9]
+
+
+def test_what_was_put_aside_in_the_pool_is_parked_and_comes_back(taken: Tokens) -> None:
+    pool = Served(TINY, kv="unified", cells=768, context=512, parallel=2)
+    talks = [[*pool.vocabulary.tokenize(chat("Hello")).tolist(), *prompt(n, 120)] for n in range(9)]
+    for request, talk in enumerate(talks):
+        pool.ask(request, talk, 8)
+    sources = []
+    for request, talk in enumerate(talks):
+        started = pool.ask(100 + request, [*talk, *taken[request][:-1], *prompt(50, 20)], 8)
+        assert started.cached == len(talk) + 7
+        sources.append(started.source)
+    pool.engine.close()
+    assert sources[0] == "host", "nine of 128 tokens are more than 768 cells"

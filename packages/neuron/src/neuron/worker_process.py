@@ -187,6 +187,8 @@ def _environment(device: DeviceState) -> dict[str, str]:
     """This process's, with that device alone visible. A GPU without a readable uuid is named by
     its index, which NVML counts in PCI order."""
     environment = dict(os.environ)
+    # At a failed assertion ggml starts a debugger, whose words would be the worker's last ones.
+    environment.setdefault("GGML_NO_BACKTRACE", "1")
     if device.kind == "cpu":
         visible = ""
     else:

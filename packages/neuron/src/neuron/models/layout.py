@@ -13,6 +13,7 @@ from cortex_core.wire.ipc import EngineParams, KvLayout
 
 __all__ = [
     "CELL_BLOCK",
+    "MOST_POOLED",
     "SMALL_FILE_BYTES",
     "KvPlan",
     "allocated_cells",
@@ -23,6 +24,9 @@ __all__ = [
 
 CELL_BLOCK = 256
 """llama.cpp rounds a sequence's cells up to this many."""
+
+MOST_POOLED = 128
+"""Sequences decoded at once in one pool; as many of llama.cpp's 256 are left for what has ended."""
 
 SMALL_FILE_BYTES = 64_000_000
 """On a CPU, a smaller model is loaded for exactness and few threads; see worker/load.py."""
@@ -65,9 +69,15 @@ def layout_of(params: EngineParams, *, can_trim: bool, is_cpu: bool) -> KvLayout
     the unified layout attends over everybody's cells: 16 streams of 512 tokens decoded 74 tokens/s
     against 114; a GPU does not feel it and shares prefixes for nothing.
     """
+    if params.kv == "unified" and params.parallel > MOST_POOLED:
+        raise InvalidRequest(
+            f"parallel: {params.parallel} sequences are more than the {MOST_POOLED} that may share "
+            f"one pool (kv unified)",
+            param="parallel",
+        )
     if params.kv != "auto":
         return params.kv
-    if not can_trim:
+    if not can_trim or params.parallel > MOST_POOLED:
         return "partitioned"
     if params.parallel == 1 or not is_cpu:
         return "unified"

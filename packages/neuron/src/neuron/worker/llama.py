@@ -329,15 +329,17 @@ class Context:
         kv_type: str = "f16",
     ) -> None:
         """`cells` tokens in all: an equal part for each of `parallel` sequences, or where
-        `unified` one pool for MAX_SEQUENCES, of which only the first `parallel` may be decoded.
+        `unified` one pool for MAX_SEQUENCES, of which only the first `parallel` may be decoded and
+        the next one is not to be used.
         `flash_attention` None = where the device supports it. Raises LlamaError."""
         params = lib.llama_context_default_params()
         params.n_ctx = cells
-        params.n_seq_max = parallel
+        # One more where there is one pool; see `save`.
+        params.n_seq_max = min(parallel + unified, MAX_SEQUENCES)
         params.n_batch = batch
         params.n_ubatch = min(batch, 512)
         # One row of logits per sequence and batch, so no buffers for a row per token.
-        params.n_outputs_max = parallel
+        params.n_outputs_max = params.n_seq_max
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = unified
         params.type_k = params.type_v = _KV_TYPES[kv_type]
@@ -422,7 +424,17 @@ class Context:
         return 0 <= first <= max(length - self._window, 0)
 
     def save(self, sequence: int) -> npt.NDArray[np.uint8]:
-        """All that a sequence holds, to be put back by `restore`. Raises LlamaError."""
+        """All that a sequence holds, to be put back by `restore`. Raises LlamaError.
+
+        llama.cpp writes down only the sequences it may decode, so in one pool those beyond are
+        seen by the one after the first `parallel` for the time being.
+        """
+        if sequence > self._parallel:
+            self.copy(sequence, self._parallel, lib.llama_n_ctx_seq(self.handle))
+            try:
+                return self.save(self._parallel)
+            finally:
+                self.trim(self._parallel, 0)
         identity: Any = sequence
         size = lib.llama_state_seq_get_size(self.handle, identity)
         data = np.empty(size, np.uint8)

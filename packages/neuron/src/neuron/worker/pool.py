@@ -14,8 +14,8 @@ _MARGIN = 64
 
 
 class Pool(KV):
-    """`cells` for all. llama.cpp decodes only the first `parallel` of the `sequences`; the others
-    keep what has ended."""
+    """`cells` for all. llama.cpp decodes only the first `parallel` of the `sequences`; the others,
+    but for the one right after them, keep what has ended."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Pool(KV):
     def _put_aside(self, sequence: int, ops: list[Op], keep: int) -> int:
         """What a seat still holds goes to a sequence beyond the seats, for nothing: its cells are
         only seen by another. If need be the one there that is idle for longest is emptied."""
-        beyond = range(self.parallel, len(self.lengths))
+        beyond = range(self.parallel + 1, len(self.lengths))
         others = (each for each in beyond if each != keep)
         aside = min(others, key=lambda each: (self.lengths[each] > 0, self._released[each]))
         ops += self._give_up(aside, 0)
