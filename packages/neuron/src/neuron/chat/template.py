@@ -265,7 +265,7 @@ def _compile(text: str) -> _Compiled | Exception:
     """A template that cannot be compiled is not compiled again for every request."""
     try:
         tree = sandbox.parse(text)
-        template = sandbox.compile_template(text)
+        template = sandbox.compile_template(tree)
         takes_tools = "tools" in meta.find_undeclared_variables(tree)
         return _Compiled(template, takes_tools, _wants(tree, text, takes_tools))
     except Exception as error:  # untrusted code

@@ -189,11 +189,14 @@ class CallMachine:
     def _overlap(self, *marks: str) -> int:
         """How much of any mark's beginning the pending text ends in."""
         text = self._pending
-        for size in range(min(len(text), max(map(len, marks), default=0)), 0, -1):
-            tail = text[-size:]
-            if any(mark.startswith(tail) for mark in marks):
-                return size
-        return 0
+        longest = 0
+        for mark in marks:
+            at = text.find(mark[0], max(0, len(text) - len(mark)))
+            while 0 <= at < len(text) - longest:
+                if mark.startswith(text[at:]):
+                    longest = len(text) - at
+                at = text.find(mark[0], at + 1)
+        return longest
 
     def _peek(self) -> Steps[str]:
         """The next character that is no space, with the spaces before it still unread; "" at the
