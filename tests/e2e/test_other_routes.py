@@ -202,7 +202,7 @@ def test_a_batch_of_mixed_lengths_is_the_same_one_by_one(models: Models, client:
     vectors = [item.embedding for item in batch.data]
     for text, vector in zip(TEXTS, vectors, strict=True):
         alone = client.embeddings.create(model=models.embedder, input=text).data[0].embedding
-        assert np.allclose(alone, vector, atol=1e-3)
+        assert np.allclose(alone, vector, atol=2e-3)
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     assert _cosine(vectors[0], vectors[3]) == pytest.approx(1, abs=1e-4)
     assert _cosine(vectors[0], vectors[1]) < 0.99
@@ -286,7 +286,7 @@ async def test_documents_come_back_by_relevance(models: Models):
     )
     (top,) = best.body["results"]
     assert top["index"] == results[0]["index"]
-    assert top["relevance_score"] == pytest.approx(scores[0], abs=1e-3)
+    assert top["relevance_score"] == pytest.approx(scores[0], abs=2e-3)
     given = documents[top["index"]]
     assert top["document"] == (given if isinstance(given, dict) else {"text": given})
 

@@ -31,6 +31,8 @@ SHAPES = {
     "rank": BertShape(pooling="rank"),
     "yes-no": LastTokenShape(pooling="rank"),
 }
+# Flash attention reads keys and values as f16, and a row's neighbours decide how it is summed.
+CLOSE = 2e-3
 EMBEDDERS = ["mean", "cls", "last"]
 RERANKERS = ["rank", "yes-no"]
 TEXTS = [
@@ -69,14 +71,14 @@ def test_a_batch_gives_what_each_text_gives_alone(worker: AskingWorker, model: s
     batch = worker.reply(embed(model, *TEXTS)).vectors
     alone = np.concatenate([worker.reply(embed(model, text)).vectors for text in TEXTS[:8]])
     assert batch.shape == (len(TEXTS), SHAPES[model].width)
-    assert np.abs(batch[:8] - alone).max() < 1e-4
+    assert np.abs(batch[:8] - alone).max() < CLOSE
 
 
 @pytest.mark.parametrize("model", EMBEDDERS)
 def test_vectors_have_length_one_and_equal_texts_equal_ones(worker: AskingWorker, model: str):
     vectors = worker.reply(embed(model, *TEXTS)).vectors
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert vectors[0] @ vectors[4] == pytest.approx(1, abs=1e-5)
+    assert vectors[0] @ vectors[4] == pytest.approx(1, abs=1e-4)
     assert vectors[0] @ vectors[1] < 0.999
 
 
@@ -103,16 +105,16 @@ def test_dimensions_are_the_first_ones_at_length_one_again(worker: AskingWorker)
     cut = worker.reply(embed("mean", *TEXTS[:3], dimensions=8)).vectors
     assert cut.shape == (3, 8)
     expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
-    assert np.allclose(cut, expected, atol=1e-5)
+    assert np.allclose(cut, expected, atol=CLOSE)
 
 
 def test_token_ids_are_taken_as_they_are(worker: AskingWorker):
     asked = Tokenize(next(_ids), "mean", "hello world", "all")
     tokens = worker.reply(asked).tokens
     by_text, by_ids = worker.reply(embed("mean", "hello world", tokens)).vectors
-    assert np.allclose(by_text, by_ids, atol=1e-5)
+    assert np.allclose(by_text, by_ids, atol=CLOSE)
     without_ends = worker.reply(embed("mean", tokens[1:-1])).vectors[0]
-    assert not np.allclose(by_text, without_ends, atol=1e-3)
+    assert not np.allclose(by_text, without_ends, atol=10 * CLOSE)
 
 
 def test_special_tokens_in_a_text_are_text(worker: AskingWorker):
@@ -139,7 +141,7 @@ def test_a_text_longer_than_a_pass_is_computed_over_several(worker: AskingWorker
     alone = worker.reply(embed("last", long))
     assert alone.finished
     assert alone.finished.usage.prompt > 512
-    assert np.abs(with_others - alone.vectors[0]).max() < 1e-5
+    assert np.abs(with_others - alone.vectors[0]).max() < CLOSE
     assert not np.allclose(alone.vectors[0], worker.reply(embed("last", long + "x")).vectors[0])
 
 
@@ -185,8 +187,8 @@ def test_scores_are_from_0_to_1_and_a_batch_scores_as_one_by_one(worker: AskingW
     batch = worker.reply(rank(model, "where is the cat", *documents)).scores
     alone = [worker.reply(rank(model, "where is the cat", d)).scores[0] for d in documents]
     assert all(0 < score < 1 for score in batch)
-    assert batch == pytest.approx(alone, abs=1e-4)
-    assert batch[0] == pytest.approx(batch[4], abs=1e-4)
+    assert batch == pytest.approx(alone, abs=CLOSE)
+    assert batch[0] == pytest.approx(batch[4], abs=CLOSE)
     assert len({round(score, 5) for score in batch}) > 4
 
 
@@ -194,7 +196,7 @@ def test_scores_are_from_0_to_1_and_a_batch_scores_as_one_by_one(worker: AskingW
 def test_the_query_counts(worker: AskingWorker, model: str):
     one = worker.reply(rank(model, "where is the cat", *TEXTS[:4])).scores
     other = worker.reply(rank(model, "what is a dog", *TEXTS[:4])).scores
-    assert one != pytest.approx(other, abs=1e-4)
+    assert one != pytest.approx(other, abs=CLOSE)
 
 
 def test_requests_of_several_clients_all_get_their_own(worker: AskingWorker):
@@ -202,7 +204,7 @@ def test_requests_of_several_clients_all_get_their_own(worker: AskingWorker):
     replies = [worker.begin(embed("mean", text, "x " * 100)) for text in TEXTS[:6]]
     worker.wait_until(lambda: all(reply.is_over for reply in replies))
     for reply, vector in zip(replies, alone, strict=True):
-        assert np.abs(reply.vectors[0] - vector).max() < 1e-4
+        assert np.abs(reply.vectors[0] - vector).max() < CLOSE
 
 
 def test_a_withdrawn_request_is_computed_no_further(worker: AskingWorker):

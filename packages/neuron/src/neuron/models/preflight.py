@@ -90,7 +90,7 @@ class Preflight:
         self._gpus = tuple(gpus)
         self._is_cpu = not gpus
         self._params = params
-        is_small = self._is_cpu and header.file_bytes < SMALL_FILE_BYTES
+        is_small = self._is_cpu and header.file_bytes < SMALL_FILE_BYTES and not self._is_pooler
         # Not forbidden means used: both llama.cpp's CPU and its CUDA backend have it.
         self._flash_attention = (
             flash_attention_of(params, default=False if is_small else None) is not False
