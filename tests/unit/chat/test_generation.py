@@ -63,6 +63,41 @@ def test_a_recommendation_that_is_no_number_is_none(value: str):
     assert resolve_sampling(_request(), metadata) == ipc.Sampling()
 
 
+def test_a_recommendation_nobody_could_ask_for_is_none():
+    metadata = {"general.sampling.mirostat": "7", "general.sampling.xtc_probability": "1e9"}
+    assert resolve_sampling(_request(), metadata) == ipc.Sampling()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("typical_p", 0.5),
+        ("top_n_sigma", 1.5),
+        ("xtc_probability", 0.25),
+        ("xtc_threshold", 0.25),
+        ("dynatemp_range", 0.5),
+        ("dynatemp_exponent", 2.0),
+        ("mirostat", 2),
+        ("mirostat_tau", 3.0),
+        ("mirostat_eta", 0.25),
+        ("dry_multiplier", 0.75),
+        ("dry_base", 1.5),
+        ("dry_allowed_length", 3),
+        ("dry_penalty_last_n", -1),
+        ("min_tokens", 4),
+    ],
+)
+def test_every_wish_reaches_the_worker(name: str, value: float):
+    assert getattr(resolve_sampling(_request(**{name: value}), {}), name) == value
+
+
+def test_biases_and_breakers_reach_the_worker():
+    wishes = {"logit_bias": {"7": 1.5}, "dry_sequence_breakers": ["x"]}
+    sampling = resolve_sampling(_request(**wishes), {})
+    assert sampling.logit_bias == {7: 1.5}
+    assert sampling.dry_sequence_breakers == ("x",)
+
+
 # prompt
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from cortex_core.wire.ipc import Sampling
-from neuron.worker.sampling import penalize, sampler_for
+from neuron.worker.sampling import is_plain, penalize
 
 NEUTRAL = Sampling(temperature=0.0)
 
@@ -18,8 +20,9 @@ def penalized(row: list[float], history: list[int], prompt_size: int, **options)
 
 
 def test_plain_greedy_needs_no_sampler() -> None:
-    assert sampler_for(NEUTRAL) is None
-    assert sampler_for(Sampling(temperature=0.7, top_k=1)) is None
+    assert is_plain(NEUTRAL)
+    assert is_plain(Sampling(temperature=0.7, top_k=1))
+    assert is_plain(Sampling(temperature=0.0, ignore_eos=True))
 
 
 @pytest.mark.parametrize(
@@ -29,16 +32,18 @@ def test_plain_greedy_needs_no_sampler() -> None:
         {"repeat_penalty": 1.1},
         {"presence_penalty": 0.1},
         {"frequency_penalty": -0.1},
+        {"dry_multiplier": 0.8},
+        {"logit_bias": {3: 1.0}},
+        {"min_tokens": 1},
+        {"temperature": 0.7, "top_k": 1, "mirostat": 2},
     ],
 )
-def test_everything_else_does(options: dict[str, float]) -> None:
-    sampler = sampler_for(Sampling(**{"temperature": 0.0, **options}))  # pyright: ignore
-    assert sampler is not None
-    sampler.free()
+def test_everything_else_does(options: dict[str, Any]) -> None:
+    assert not is_plain(Sampling(**{"temperature": 0.0, **options}))
 
 
 def test_a_repeat_penalty_over_no_tokens_is_none() -> None:
-    assert sampler_for(Sampling(temperature=0, repeat_penalty=2, repeat_last_n=0)) is None
+    assert is_plain(Sampling(temperature=0, repeat_penalty=2, repeat_last_n=0))
 
 
 def test_the_repeat_penalty_makes_seen_tokens_less_likely_whatever_their_sign() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from cortex_core.config.neuron import NeuronConfig
 from cortex_core.envelopes.openai_chat import ChatRequest
-from cortex_core.envelopes.sampling import SamplingParameters
+from cortex_core.envelopes.sampling import SamplingParameters, is_in_range
 from cortex_core.wire import ipc
 from neuron.chat.answer import Answer
 from neuron.chat.pieces import Piece
@@ -189,28 +189,32 @@ _RECOMMENDED = {
     "min_p": "general.sampling.min_p",
     "repeat_penalty": "general.sampling.penalty_repeat",
     "repeat_last_n": "general.sampling.penalty_last_n",
+    "xtc_probability": "general.sampling.xtc_probability",
+    "xtc_threshold": "general.sampling.xtc_threshold",
+    "mirostat": "general.sampling.mirostat",
+    "mirostat_tau": "general.sampling.mirostat_tau",
+    "mirostat_eta": "general.sampling.mirostat_eta",
 }
-_WHOLE = ("top_k", "repeat_last_n")
+_WHOLE = ("top_k", "repeat_last_n", "mirostat")
 
 
 def resolve_sampling(request: SamplingParameters, metadata: Mapping[str, str]) -> ipc.Sampling:
     """Each value from the request, else from the model's metadata, else the fixed default."""
     values: dict[str, Any] = {}
     for name in ipc.Sampling.__struct_fields__:
-        value = getattr(request, name)
+        value = request.token_biases if name == "logit_bias" else getattr(request, name)
         if value is None and name in _RECOMMENDED:
-            value = _number(metadata.get(_RECOMMENDED[name]), name in _WHOLE)
+            value = _recommended(name, metadata.get(_RECOMMENDED[name]))
         if value is not None:
-            values[name] = value
+            values[name] = tuple(value) if isinstance(value, list) else value
     return ipc.Sampling(**values)
 
 
-def _number(text: str | None, is_whole: bool) -> float | int | None:
-    """Metadata is untrusted: what is no number from 0 up is no recommendation."""
+def _recommended(name: str, text: str | None) -> float | int | None:
+    """Metadata is untrusted: what a request may not ask for is no recommendation."""
     try:
         value = float(text or "")
-    except ValueError:
+        value = int(value) if name in _WHOLE else value
+    except (ValueError, OverflowError):
         return None
-    if not 0 <= value < 2**31:
-        return None
-    return int(value) if is_whole else value
+    return value if value >= 0 and is_in_range(name, value) else None

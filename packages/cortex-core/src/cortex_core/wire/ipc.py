@@ -101,7 +101,9 @@ class EngineParams(msgspec.Struct, frozen=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
-    """Every value resolved; nothing is left to a library's default. Temperature 0 is greedy."""
+    """Every value resolved; nothing is left to a library's default. Temperature 0 is greedy.
+    `dry_penalty_last_n` -1 looks at all. `logit_bias` is added to tokens' logits. No answer ends
+    by a token before its `min_tokens`; by a stop string it may."""
 
     temperature: float = 0.8
     top_k: int = 40
@@ -113,6 +115,22 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     frequency_penalty: float = 0.0
     seed: int | None = None
     ignore_eos: bool = False
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

@@ -243,7 +243,7 @@ class Engine:
             ends=self._vocabulary.end_ids,
             pieces=self._loaded.pieces,
             reasoning=reasoning,
-            sampler=sampler_for(command.sampling),
+            sampler=sampler_for(command.sampling, self._loaded.model, context=context),
             deadline=time.monotonic() + self._loaded.params.max_wait_s,
             stops=() if self._kv.can_trim else turn_boundaries(prompt, self._vocabulary.end_ids),
         )

@@ -30,7 +30,6 @@ from llama_cpp import llama_cpp as lib
 
 __all__ = [
     "Buffer",
-    "Chain",
     "Context",
     "LlamaError",
     "Model",
@@ -458,34 +457,3 @@ class Context:
         handle, self.handle = self.handle, None
         if handle:
             lib.llama_free(handle)
-
-
-class Chain:
-    """A llama.cpp sampler chain that ends in a draw with a seed."""
-
-    def __init__(
-        self, *, top_k: int, top_p: float, min_p: float, temperature: float, seed: int
-    ) -> None:
-        params = lib.llama_sampler_chain_default_params()
-        params.no_perf = True
-        chain = lib.llama_sampler_chain_init(params)
-        # The order of llama.cpp's own tools; a stage that would change nothing is left out.
-        if top_k > 0:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(top_k))
-        if top_p < 1.0:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(top_p, 1))
-        if min_p > 0.0:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_min_p(min_p, 1))
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(temperature))
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed))
-        self._handle: Any = chain
-
-    def sample(self, context: Context, row: int) -> int:
-        """Draw from a row of the context's logits as they now are in its memory; `row` counts
-        back from the last output, -1."""
-        return lib.llama_sampler_sample(self._handle, context.handle, row)
-
-    def free(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle:
-            lib.llama_sampler_free(handle)

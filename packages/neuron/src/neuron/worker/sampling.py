@@ -1,7 +1,7 @@
 """One request's choice of the next token from a row of logits.
 
-Penalties are a few writes into the row; the draw is llama.cpp's chain. Plain greedy needs nothing
-of this: the engine takes the arg max of all such rows at once.
+Biases, bans and penalties are a few writes into the row; the draw is llama.cpp's chain. Plain
+greedy needs nothing of this: the engine takes the arg max of all such rows at once.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import os
 import numpy as np
 import numpy.typing as npt
 
+from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import Sampling
-from neuron.worker.llama import Chain, Context
+from neuron.worker.chain import Chain
+from neuron.worker.llama import Context, Model
 
-__all__ = ["Sampler", "penalize", "sampler_for"]
+__all__ = ["Sampler", "is_plain", "penalize", "sampler_for"]
 
 Floats = npt.NDArray[np.float32]
 Int32s = npt.NDArray[np.int32]
@@ -22,17 +24,46 @@ Int32s = npt.NDArray[np.int32]
 _RANDOM_SEED = 0xFFFFFFFF  # llama.cpp reads this value as "choose one yourself"
 
 
-def sampler_for(sampling: Sampling) -> Sampler | None:
-    """The sampler a request needs; None for plain greedy."""
-    is_greedy = sampling.temperature <= 0 or sampling.top_k == 1
-    if is_greedy and not _has_penalties(sampling):
+def is_plain(sampling: Sampling) -> bool:
+    """Whether the token is the arg max of the row as it is."""
+    changes = sampling.logit_bias or sampling.min_tokens or sampling.dry_multiplier
+    return _is_greedy(sampling) and not changes and not _has_penalties(sampling)
+
+
+def sampler_for(sampling: Sampling, model: Model, *, context: int) -> Sampler | None:
+    """The sampler a request needs; None for plain greedy. `context`: how many tokens a sequence
+    holds at most. Raises InvalidRequest for a bias of what is no token."""
+    if is_plain(sampling):
         return None
-    return Sampler(sampling, is_greedy=is_greedy)
+    is_greedy = _is_greedy(sampling)
+    chain = None
+    if not is_greedy or sampling.dry_multiplier > 0:
+        seed = _seed32(sampling.seed)
+        chain = Chain(sampling, model, seed=seed, is_greedy=is_greedy, reach=context)
+    vocabulary = model.vocabulary
+    biases = _biases(sampling.logit_bias, vocabulary.size)
+    return Sampler(sampling, chain, end_ids=vocabulary.end_ids, biases=biases)
+
+
+def _is_greedy(sampling: Sampling) -> bool:
+    return sampling.temperature <= 0 or (sampling.top_k == 1 and not sampling.mirostat)
 
 
 def _has_penalties(sampling: Sampling) -> bool:
     repeats = sampling.repeat_penalty != 1.0 and sampling.repeat_last_n != 0
     return repeats or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
+
+
+def _biases(biases: dict[int, float], vocabulary_size: int) -> tuple[Int32s, Floats] | None:
+    if not biases:
+        return None
+    wrong = next((token for token in biases if not 0 <= token < vocabulary_size), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            f"logit_bias: {wrong} is no token of this model, which has {vocabulary_size}",
+            param="logit_bias",
+        )
+    return np.array(list(biases), np.int32), np.array(list(biases.values()), np.float32)
 
 
 def penalize(row: Floats, history: Int32s, prompt_size: int, sampling: Sampling) -> None:
@@ -54,28 +85,45 @@ def penalize(row: Floats, history: Int32s, prompt_size: int, sampling: Sampling)
 class Sampler:
     """Seeded: the same rows give the same tokens. Free it."""
 
-    def __init__(self, sampling: Sampling, *, is_greedy: bool) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        chain: Chain | None,
+        *,
+        end_ids: frozenset[int] = frozenset(),
+        biases: tuple[Int32s, Floats] | None = None,
+    ) -> None:
         self._sampling = sampling
+        self._chain = chain
+        self._ends = np.array(sorted(end_ids), np.int32)
+        self._biases = biases
         self._penalizes = _has_penalties(sampling)
-        self._chain: Chain | None = None
-        if not is_greedy:
-            self._chain = Chain(
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                min_p=sampling.min_p,
-                temperature=sampling.temperature,
-                seed=_seed32(sampling.seed),
-            )
+        self._is_first = True
 
     def choose(
         self, logits: Floats, row: int, history: Int32s, prompt_size: int, context: Context
     ) -> int:
-        """The token after `history` (prompt and answer), from row `row` of all `logits`."""
+        """The token after `history` (prompt and answer), from row `row` of all `logits`, which
+        is changed."""
         values = logits[row]
+        if self._is_first:
+            self._is_first = False
+            if self._chain is not None:
+                self._chain.remember(history)
+        is_banning = self._sampling.ignore_eos or (
+            len(history) - prompt_size < self._sampling.min_tokens
+        )
+        if self._biases is not None:
+            tokens, biases = self._biases
+            values[tokens] += biases
+        if is_banning:
+            values[self._ends] = -np.inf
         if self._penalizes:
             penalize(values, history, prompt_size, self._sampling)
         if self._chain is None:
             return int(values.argmax())
+        if self._chain.needs_finite:
+            return self._chain.sample_possible(values)
         return self._chain.sample(context, row - len(logits))
 
     def free(self) -> None:

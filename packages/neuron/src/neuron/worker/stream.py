@@ -20,9 +20,9 @@ __all__ = ["Stream"]
 
 class Stream(Sequence):
     """`limit` tokens at most. `token` is the last one chosen; its KV is not computed yet.
-    `is_unending`: no end-of-generation token may be chosen. `todo` are the tokens to compute before
-    it runs: the prompt, or for one that `resumes` all it had. `deadline` is on the monotonic clock
-    and counts until it has `started`."""
+    `is_unending`: no end-of-generation token may be chosen, and no sampler sees to that. `todo` are
+    the tokens to compute before it runs: the prompt, or for one that `resumes` all it had.
+    `deadline` is on the monotonic clock and counts until it has `started`."""
 
     __slots__ = (
         "_channel",
@@ -75,7 +75,7 @@ class Stream(Sequence):
         self.parked: Parked | None = None
         self.limit = limit
         self.sampler = sampler
-        self.is_unending = command.sampling.ignore_eos
+        self.is_unending = command.sampling.ignore_eos and sampler is None
         self.token = -1
         self.cached = 0
         self.completion = 0
