@@ -14,15 +14,19 @@ import msgspec
 
 from cortex_core.errors import Fault
 from cortex_core.outcome import Usage
+from cortex_core.wire.sampling import CallForm, Calls, Constraint, Grammar, Sampling
 
 __all__ = [
     "MAX_FRAME_BYTES",
     "Ask",
     "CacheSource",
+    "CallForm",
+    "Calls",
     "Cancel",
     "Channel",
     "Command",
     "Computed",
+    "Constraint",
     "Delta",
     "Detokenize",
     "Embed",
@@ -30,6 +34,7 @@ __all__ = [
     "Failed",
     "Finished",
     "Generate",
+    "Grammar",
     "Hello",
     "KvLayout",
     "KvType",
@@ -94,43 +99,10 @@ class EngineParams(msgspec.Struct, frozen=True):
     main_gpu: int = 0
     mmap: bool = True
     mlock: bool = False
-    max_step_ms: float = 400.0
+    max_step_ms: float = 600.0
     host_cache_mb: int = 1024
     max_waiting: int = 256
     max_wait_s: float = 600.0
-
-
-class Sampling(msgspec.Struct, frozen=True, array_like=True):
-    """Every value resolved; nothing is left to a library's default. Temperature 0 is greedy.
-    `dry_penalty_last_n` -1 looks at all. `logit_bias` is added to tokens' logits. No answer ends
-    by a token before its `min_tokens`; by a stop string it may."""
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    ignore_eos: bool = False
-    typical_p: float = 1.0
-    top_n_sigma: float = -1.0
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    dynatemp_range: float = 0.0
-    dynatemp_exponent: float = 1.0
-    mirostat: int = 0
-    mirostat_tau: float = 5.0
-    mirostat_eta: float = 0.1
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_penalty_last_n: int = 64
-    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
-    logit_bias: dict[int, float] = {}
-    min_tokens: int = 0
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -189,7 +161,8 @@ class Generate(_Command, frozen=True):
     part. `suffix`: fill in between the prompt and it, by the model's fill-in-the-middle tokens.
     `caller`: requests of one caller wait for each other before they wait for another's.
     `is_raw`: no token is a reasoning marker; all text is content, and stops are looked for in it
-    all."""
+    all. A `constraint` holds for the content, from where reasoning has ended. `top_logprobs`: tell
+    each token's log-probability, and those of so many likeliest; None = neither."""
 
     request: int
     model: str
@@ -201,6 +174,8 @@ class Generate(_Command, frozen=True):
     caller: str = ""
     priority: Priority = "interactive"
     is_raw: bool = False
+    constraint: Constraint | None = None
+    top_logprobs: int | None = None
 
 
 class Embed(_Command, frozen=True):

@@ -11,14 +11,14 @@ import numpy.typing as npt
 from cortex_core.wire.ipc import Sampling
 from neuron.worker import llama
 
-__all__ = ["Chain"]
+__all__ = ["CANDIDATE", "Chain", "apply"]
 
 lib = llama.lib  # pyright: ignore[reportPrivateImportUsage]
 
 Floats = npt.NDArray[np.float32]
 Int32s = npt.NDArray[np.int32]
 
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _FARTHEST = 80.0
 """Below the best logit: a probability of e^-80 is no more than 0, but as a float still above it."""
 
@@ -116,16 +116,10 @@ class Chain:
         if len(tokens) == 1:
             lib.llama_sampler_accept(self._handle, int(tokens[0]))
             return int(tokens[0])
-        candidates = np.zeros(len(tokens), _CANDIDATE)
+        candidates = np.zeros(len(tokens), CANDIDATE)
         candidates["id"] = tokens
         candidates["logit"] = logits[tokens]
-        address = ctypes.cast(candidates.ctypes.data, lib.llama_token_data_p)
-        among = lib.llama_token_data_array(
-            data=address, size=len(candidates), selected=-1, sorted=False
-        )
-        pointer: Any = ctypes.byref(among)
-        lib.llama_sampler_apply(self._handle, pointer)
-        token = int(among.data[among.selected].id)
+        token = apply(self._handle, candidates)
         lib.llama_sampler_accept(self._handle, token)
         return token
 
@@ -133,6 +127,19 @@ class Chain:
         handle, self._handle = self._handle, None
         if handle:
             lib.llama_sampler_free(handle)
+
+
+def apply(sampler: Any, candidates: npt.NDArray[Any]) -> int:
+    """Have a sampler change the logits, the order and perhaps the number of candidates (an array of
+    CANDIDATE). The token it chose, if it chooses; else -1."""
+    address = ctypes.cast(candidates.ctypes.data, lib.llama_token_data_p)
+    among = lib.llama_token_data_array(
+        data=address, size=len(candidates), selected=-1, sorted=False
+    )
+    pointer: Any = ctypes.byref(among)
+    lib.llama_sampler_apply(sampler, pointer)
+    # Some cut at the front by moving the pointer.
+    return int(among.data[among.selected].id) if among.selected >= 0 else -1
 
 
 def _mirostat(sampling: Sampling, vocabulary_size: int, seed: int) -> Any:

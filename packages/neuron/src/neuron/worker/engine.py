@@ -17,14 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from cortex_core.errors import (
-    ContextLengthExceeded,
     CortexError,
     Fault,
     InternalError,
-    InvalidRequest,
     NoCapacity,
     UpstreamFailed,
 )
+from cortex_core.outcome import Usage
 from cortex_core.wire.ipc import (
     Cancel,
     Delta,
@@ -38,14 +37,12 @@ from cortex_core.wire.ipc import (
 )
 from neuron.worker import llama
 from neuron.worker.host_cache import HostCache
+from neuron.worker.intake import Intake, Prepared, takes_long
 from neuron.worker.kv import KV, Wait
 from neuron.worker.load import LoadedModel
 from neuron.worker.memory import Memory
 from neuron.worker.pool import Pool
-from neuron.worker.prompt import prompt_tokens, turn_boundaries
-from neuron.worker.reasoning import ReasoningState, starts_inside
 from neuron.worker.rows import Rows
-from neuron.worker.sampling import sampler_for
 from neuron.worker.scheduler import Batch, Scheduler
 from neuron.worker.slots import Slots
 from neuron.worker.stream import Stream
@@ -92,7 +89,8 @@ class Engine:
         self._emit = emit
         self._die = die
 
-        self._inbox: deque[Generate | Cancel] = deque()
+        self._inbox: deque[Generate | Cancel | Prepared] = deque()
+        self._preparing: set[int] = set()
         self._arrival = threading.Condition()
         self._is_stopping = False
         self._stop_fault: Fault | None = None
@@ -100,6 +98,7 @@ class Engine:
         self._streams: dict[int, Stream] = {}
         self._context = loaded.context
         self._reset()
+        self._intake = Intake(loaded, can_trim=self._kv.can_trim)
         self._started: list[Started] = []
         self._deltas: list[Delta] = []
         self._finished: list[Finished] = []
@@ -113,6 +112,13 @@ class Engine:
     # any thread
 
     def submit(self, command: Generate | Cancel) -> None:
+        if isinstance(command, Generate) and takes_long(command):
+            self._preparing.add(command.request)
+            self._intake.prepare(command, self._enqueue)
+        else:
+            self._enqueue(command)
+
+    def _enqueue(self, command: Generate | Cancel | Prepared) -> None:
         self._inbox.append(command)
         with self._arrival:
             self._arrival.notify()
@@ -126,7 +132,7 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
-        return not (self._inbox or self._streams)
+        return not (self._inbox or self._streams or self._preparing)
 
     def state(self) -> ModelLoad:
         """The load now; `step_s` ages while a step hangs."""
@@ -138,7 +144,7 @@ class Engine:
             steps=self._steps,
             tokens=self._tokens,
             running=len(scheduler.decoding) + len(scheduler.prefilling),
-            waiting=len(scheduler.waiting) + len(self._inbox),
+            waiting=len(scheduler.waiting) + len(self._inbox) + len(self._preparing),
             step_s=time.monotonic() - began if began else 0.0,
             cells=kv.cells,
             cells_running=running,
@@ -160,12 +166,15 @@ class Engine:
         self._drain()
         if self._stop_fault is not None:
             self._fail_all(self._stop_fault)
+            self._failed += [Failed(one, self._stop_fault) for one in self._preparing]
+            self._preparing.clear()
         self._flush()
 
     def close(self) -> None:
         """Park what is cached, and free everything."""
         if self._threads is not None:
             self._threads.shutdown()
+        self._intake.close()
         self._memory.park_all()
         self._context.free()
         self._loaded.model.free()
@@ -205,50 +214,41 @@ class Engine:
         while self._inbox:
             command = self._inbox.popleft()
             if isinstance(command, Cancel):
-                if stream := self._streams.get(command.request):
-                    stream.flush(self._deltas)
-                    self._finish(stream, "cancelled")
+                self._cancel(command.request)
+                continue
+            if isinstance(command, Prepared):
+                self._accept_prepared(command)
                 continue
             try:
-                self._accept(command)
+                self._accept(self._intake.stream(command))
             except CortexError as error:
                 self._failed.append(Failed(command.request, error.fault))
             except Exception as error:
                 fault = InternalError(f"cannot take the request: {error!r}").fault
                 self._failed.append(Failed(command.request, fault))
 
-    def _accept(self, command: Generate) -> None:
-        prompt = prompt_tokens(self._vocabulary, command)
-        size, context = len(prompt), self._loaded.info.context
-        if size == 0:
-            raise InvalidRequest("the prompt has no tokens")
-        if size >= context:
-            raise ContextLengthExceeded(
-                f"this model's maximum context length is {context} tokens, but the prompt alone "
-                f"has {size} tokens; one at least must be left for the answer"
-            )
-        limit = context - size
-        if command.max_tokens is not None:
-            limit = min(limit, command.max_tokens)
-        if limit < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, got {command.max_tokens}")
-        reasoning = None
-        if (markers := self._loaded.markers) and not command.is_raw:
-            is_inside = starts_inside(prompt.tolist(), markers, self._vocabulary.end_ids)
-            reasoning = ReasoningState(markers, is_inside=is_inside)
-        stream = Stream(
-            command,
-            prompt,
-            limit=limit,
-            ends=self._vocabulary.end_ids,
-            pieces=self._loaded.pieces,
-            reasoning=reasoning,
-            sampler=sampler_for(command.sampling, self._loaded.model, context=context),
-            deadline=time.monotonic() + self._loaded.params.max_wait_s,
-            stops=() if self._kv.can_trim else turn_boundaries(prompt, self._vocabulary.end_ids),
-        )
-        self._streams[command.request] = stream
+    def _accept(self, stream: Stream) -> None:
+        self._streams[stream.request] = stream
         self._scheduler.enqueue(stream)
+
+    def _accept_prepared(self, prepared: Prepared) -> None:
+        is_wanted = prepared.request in self._preparing
+        self._preparing.discard(prepared.request)
+        if prepared.stream is None:
+            if is_wanted and prepared.fault is not None:
+                self._failed.append(Failed(prepared.request, prepared.fault))
+        elif is_wanted:
+            self._accept(prepared.stream)
+        else:
+            prepared.stream.free()
+
+    def _cancel(self, request: int) -> None:
+        if stream := self._streams.get(request):
+            stream.flush(self._deltas)
+            self._finish(stream, "cancelled")
+        elif request in self._preparing:
+            self._preparing.discard(request)
+            self._finished.append(Finished(request, "cancelled", Usage()))
 
     def _expire(self) -> None:
         """Those who have waited too long hear it."""
@@ -358,9 +358,7 @@ class Engine:
                 continue
             if stream.is_unending:
                 logits[row, self._end_ids] = -np.inf
-            token = self._choose(stream, logits, row)
-            if reason := stream.take(token, self._deltas):
-                self._finish(stream, reason)
+            self._take(stream, self._choose(stream, logits, row))
 
     def _decode_rows(self) -> None:
         rows = self._rows
@@ -381,12 +379,10 @@ class Engine:
             tokens = logits.argmax(axis=1).tolist()
         else:
             tokens = self._choose_all(streams, logits)
-        deltas = self._deltas
         for stream, token in zip(streams, tokens, strict=True):
-            if reason := stream.take(token, deltas):
-                self._finish(stream, reason)
+            self._take(stream, token)
         if self._rows is rows:  # nobody has ended
-            rows.advance(tokens)
+            rows.advance([stream.token for stream in streams])
 
     def _decode(self, size: int) -> None:
         code = self._context.decode(size)
@@ -397,20 +393,30 @@ class Engine:
             raise _BatchRefusedError(f"llama.cpp: {_REFUSED[code]} ({code}) {cause}".rstrip())
         raise RuntimeError(f"llama_decode failed with {code} {cause}".rstrip())
 
-    def _choose(self, stream: Stream, logits: np.ndarray, row: int) -> int:
+    def _choose(self, stream: Stream, logits: np.ndarray, row: int) -> int | CortexError:
         if stream.sampler is None:
             return int(logits[row].argmax())
         history = self._kv.tokens(stream.slot)
-        return stream.sampler.choose(logits, row, history, len(stream.prompt), self._context)
+        try:
+            return stream.sampler.choose(logits, row, history, len(stream.prompt), self._context)
+        except CortexError as error:
+            return error
 
-    def _choose_all(self, streams: list[Stream], logits: np.ndarray) -> list[int]:
-        def choose(row: int) -> int:
+    def _choose_all(self, streams: list[Stream], logits: np.ndarray) -> list[int | CortexError]:
+        def choose(row: int) -> int | CortexError:
             return self._choose(streams[row], logits, row)
 
         rows = range(len(streams))
         if len(rows) < 2 or logits.size < _THREADED_FROM or self._threads is None:
             return [choose(row) for row in rows]
         return list(self._threads.map(choose, rows))  # llama.cpp's samplers let go of the GIL
+
+    def _take(self, stream: Stream, token: int | CortexError) -> None:
+        if isinstance(token, CortexError):
+            self._release(stream)
+            self._failed.append(Failed(stream.request, token.fault))
+        elif reason := stream.take(token, self._deltas):
+            self._finish(stream, reason)
 
     def _finish(self, stream: Stream, reason: FinishReason) -> None:
         self._release(stream)

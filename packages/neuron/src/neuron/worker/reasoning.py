@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cortex_core.wire.ipc import Channel
 
-__all__ = ["Markers", "ReasoningState", "find_markers", "starts_inside"]
+__all__ = ["Markers", "ReasoningState", "find_markers", "may_begin", "starts_inside"]
 
 _PAIRS = (
     ("<think>", "</think>"),
@@ -50,6 +50,17 @@ def starts_inside(prompt: Sequence[int], markers: Markers, turn_ends: Iterable[i
         if token == markers.close or token in ends:
             return False
     return False
+
+
+def may_begin(prompt: Sequence[int], markers: Markers, turn_ends: Iterable[int]) -> bool:
+    """Whether the answer to `prompt` may open a block: none was opened or closed in its turn."""
+    ends = frozenset(turn_ends)
+    for token in reversed(prompt):
+        if token in (markers.open, markers.close):
+            return False
+        if token in ends:
+            return True
+    return True
 
 
 class ReasoningState:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import Sampling
 from neuron.worker.chain import Chain
+from neuron.worker.grammar import Guide
 from neuron.worker.llama import Context, Model
 
 __all__ = ["Sampler", "is_plain", "penalize", "sampler_for"]
@@ -30,19 +31,21 @@ def is_plain(sampling: Sampling) -> bool:
     return _is_greedy(sampling) and not changes and not _has_penalties(sampling)
 
 
-def sampler_for(sampling: Sampling, model: Model, *, context: int) -> Sampler | None:
+def sampler_for(
+    sampling: Sampling, model: Model, *, context: int, guide: Guide | None = None
+) -> Sampler | None:
     """The sampler a request needs; None for plain greedy. `context`: how many tokens a sequence
-    holds at most. Raises InvalidRequest for a bias of what is no token."""
-    if is_plain(sampling):
+    holds at most. It frees the `guide`. Raises InvalidRequest for a bias of what is no token."""
+    if is_plain(sampling) and guide is None:
         return None
+    vocabulary = model.vocabulary
+    biases = _biases(sampling.logit_bias, vocabulary.size)
     is_greedy = _is_greedy(sampling)
     chain = None
     if not is_greedy or sampling.dry_multiplier > 0:
         seed = _seed32(sampling.seed)
         chain = Chain(sampling, model, seed=seed, is_greedy=is_greedy, reach=context)
-    vocabulary = model.vocabulary
-    biases = _biases(sampling.logit_bias, vocabulary.size)
-    return Sampler(sampling, chain, end_ids=vocabulary.end_ids, biases=biases)
+    return Sampler(sampling, chain, end_ids=vocabulary.end_ids, biases=biases, guide=guide)
 
 
 def _is_greedy(sampling: Sampling) -> bool:
@@ -52,6 +55,15 @@ def _is_greedy(sampling: Sampling) -> bool:
 def _has_penalties(sampling: Sampling) -> bool:
     repeats = sampling.repeat_penalty != 1.0 and sampling.repeat_last_n != 0
     return repeats or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
+
+
+def _wanted(sampling: Sampling) -> int:
+    """How many of the likeliest possible tokens the choice is among; 0: all."""
+    if sampling.dry_multiplier > 0:
+        return 0
+    if _is_greedy(sampling):
+        return 1
+    return 0 if sampling.mirostat or sampling.top_n_sigma > 0 else sampling.top_k
 
 
 def _biases(biases: dict[int, float], vocabulary_size: int) -> tuple[Int32s, Floats] | None:
@@ -92,34 +104,62 @@ class Sampler:
         *,
         end_ids: frozenset[int] = frozenset(),
         biases: tuple[Int32s, Floats] | None = None,
+        guide: Guide | None = None,
     ) -> None:
         self._sampling = sampling
+        self._guide = guide
+        self._wanted = _wanted(sampling)
         self._chain = chain
         self._ends = np.array(sorted(end_ids), np.int32)
         self._biases = biases
         self._penalizes = _has_penalties(sampling)
         self._is_first = True
 
+    @property
+    def is_complete(self) -> bool:
+        """Nothing more may come."""
+        return self._guide is not None and self._guide.is_complete
+
     def choose(
         self, logits: Floats, row: int, history: Int32s, prompt_size: int, context: Context
     ) -> int:
         """The token after `history` (prompt and answer), from row `row` of all `logits`, which
-        is changed."""
-        values = logits[row]
+        is changed. Raises InvalidRequest where a constraint cannot be held to."""
         if self._is_first:
             self._is_first = False
             if self._chain is not None:
                 self._chain.remember(history)
-        is_banning = self._sampling.ignore_eos or (
-            len(history) - prompt_size < self._sampling.min_tokens
-        )
+        values = logits[row]
+        token = self._end_or_none(values, history, prompt_size)
+        if token is None:
+            token = self._draw(logits, row, context)
+        if self._guide is not None:
+            self._guide.accept(token)
+        return token
+
+    def _end_or_none(self, values: Floats, history: Int32s, prompt_size: int) -> int | None:
+        """Change the row as the request says. An end-of-generation token if nothing else may come,
+        which neither `ignore_eos` nor `min_tokens` can change."""
         if self._biases is not None:
             tokens, biases = self._biases
             values[tokens] += biases
-        if is_banning:
-            values[self._ends] = -np.inf
         if self._penalizes:
             penalize(values, history, prompt_size, self._sampling)
+        if self._guide is not None:
+            self._guide.restrict(values, self._wanted)
+        is_early = len(history) - prompt_size < self._sampling.min_tokens
+        if not (self._sampling.ignore_eos or is_early):
+            return None
+        ends = values[self._ends]
+        values[self._ends] = -np.inf
+        if self._guide is None or values.max() > -np.inf or ends.max(initial=-np.inf) == -np.inf:
+            return None
+        return int(self._ends[ends.argmax()])
+
+    def _draw(self, logits: Floats, row: int, context: Context) -> int:
+        values = logits[row]
+        if self._guide is not None and values.max() == -np.inf:
+            raise InvalidRequest("no token of this model can continue the answer as it must")
         if self._chain is None:
             return int(values.argmax())
         if self._chain.needs_finite:
@@ -129,6 +169,8 @@ class Sampler:
     def free(self) -> None:
         if self._chain is not None:
             self._chain.free()
+        if self._guide is not None:
+            self._guide.free()
 
 
 def _seed32(seed: int | None) -> int:

@@ -101,6 +101,9 @@ class Stream(Sequence):
             self._take_tagged(token, self._reasoning.channel(token), deltas)
         if self._content.is_stopped:
             return "stop"
+        if self.sampler is not None and self.sampler.is_complete:
+            self.flush(deltas)
+            return "stop"
         if self.completion >= self.limit:
             self.flush(deltas)
             return "length"

@@ -1,0 +1,277 @@
+"""Constraints on what a model writes, token by token.
+
+JSON schemas, regular expressions and tool calls are llguidance's; GBNF is llama.cpp's own, because
+llguidance reads it differently (its words are as long as they can be). A token that is not text (an
+end of turn, a reasoning marker) never stands for the letters it is written with.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from cortex_core.errors import InvalidRequest
+from cortex_core.wire.ipc import CallForm, Calls, Constraint
+from neuron.worker import llama
+from neuron.worker.gbnf import FirstBytes, GbnfGuide
+from neuron.worker.reasoning import Markers, ReasoningState
+
+__all__ = ["ContentGuide", "Grammars", "Guide", "MatcherGuide"]
+
+lib = llama.lib  # pyright: ignore[reportPrivateImportUsage]
+
+Floats = npt.NDArray[np.float32]
+
+# Between JSON's marks. Without a bound a model may go on with blanks for ever, and small ones do.
+_WHITE_SPACE = r"( |\r?\n[ \t]{0,40})"
+_LONGEST_MESSAGE = 300
+_NOT_TEXT = 1 | 2 | 8  # llama_token_attr: unknown, unused, control
+
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_ADDENDS: Floats = np.where(_BITS == 1, np.float32(0), np.float32(-np.inf)).astype(np.float32)
+"""For each byte of a mask what it adds to eight logits: five times as fast as looking for what is
+forbidden."""
+
+
+class Guide(Protocol):
+    """What one answer may go on with. Free it."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing more may come."""
+        ...
+
+    def restrict(self, logits: Floats, wanted: int) -> None:
+        """Make tokens that may not come next impossible. Where `wanted` is not 0, it is enough to
+        be right about so many of the likeliest that may. Raises InvalidRequest."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """It came. Raises InvalidRequest for one that may not."""
+        ...
+
+    def free(self) -> None: ...
+
+
+class ContentGuide:
+    """A constraint on the content alone. Reasoning is free but may not end the answer; once content
+    has begun, no more of it comes."""
+
+    def __init__(
+        self,
+        guide: Guide,
+        reasoning: ReasoningState,
+        markers: Markers,
+        *,
+        ends: Iterable[int],
+        may_begin: bool,
+    ) -> None:
+        """`reasoning` is the answer's own; it hears of a token only after it was accepted here.
+        `may_begin`: the answer may open with reasoning."""
+        self._guide = guide
+        self._reasoning = reasoning
+        self._open = markers.open
+        self._ends = np.array(sorted(ends), np.int32)
+        self._may_begin = may_begin
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._reasoning.is_inside and self._guide.is_complete
+
+    def restrict(self, logits: Floats, wanted: int) -> None:
+        if self._reasoning.is_inside:
+            logits[self._ends] = -np.inf
+            return
+        opening = logits[self._open]
+        self._guide.restrict(logits, wanted)
+        if self._may_begin:
+            logits[self._open] = opening
+
+    def accept(self, token: int) -> None:
+        is_opening = self._may_begin and token == self._open
+        self._may_begin = False
+        if not (is_opening or self._reasoning.is_inside):
+            self._guide.accept(token)
+
+    def free(self) -> None:
+        self._guide.free()
+
+
+class Grammars:
+    """Compiles the constraints of one model's requests; on one thread. `markers`: tokens around
+    reasoning."""
+
+    def __init__(self, model: llama.Model, markers: Iterable[int] = ()) -> None:
+        self._model = model
+        self._markers = frozenset(markers)
+        self._special: frozenset[int] = frozenset()
+        self._pieces: list[bytes] = []  # the model's own are its engine's thread's
+        self._tokenizer: LLTokenizer | None = None
+        self._first_bytes: FirstBytes | None = None
+
+    def compile(self, constraint: Constraint) -> Guide:
+        """Raises InvalidRequest that names the parameter and what is wrong with it."""
+        tokenizer = self._tokens()
+        if isinstance(constraint, Calls):
+            return self._matcher(tokenizer, constraint)
+        text, param = constraint.text, constraint.param
+        if constraint.kind == "gbnf":
+            if self._first_bytes is None:
+                self._first_bytes = FirstBytes(self._pieces, self._special)
+            return GbnfGuide(
+                self._model, text, param, special=self._special, first_bytes=self._first_bytes
+            )
+        if constraint.kind == "regex":
+            grammar = LLMatcher.grammar_from_regex(text)
+        else:
+            grammar = _of_schema(text, param)
+        return MatcherGuide(tokenizer, grammar, param)
+
+    def _matcher(self, tokenizer: LLTokenizer, calls: Calls) -> Guide:
+        for form in calls.forms:  # by itself, for the error to tell whose schema it is
+            MatcherGuide(tokenizer, _of_schema(form.schema, form.param), form.param)
+        return MatcherGuide(tokenizer, self._lark(calls), "tools")
+
+    def _lark(self, calls: Calls) -> str:
+        forms = [f"form_{index}" for index in range(len(calls.forms))]
+        rest = f"({' | '.join(forms)}) {self._literal(calls.closes)}"
+        opens = self._literal(calls.opens)
+        lines = ["%llguidance {}"]
+        if calls.is_required:
+            more = "" if calls.is_single else f" ({self._literal(calls.separator)} call)*"
+            lines += [f"start: call{more}", f"call: {opens} {rest}"]
+        else:
+            start = "TEXT | call" if calls.is_single else "call* TEXT"
+            lines += [f"start: {start}", f"call: head {rest}", "TEXT: /(.|\\n)*/"]
+            is_lazy = "" if opens.startswith("<") else "[lazy]"
+            lines.append(f"head{is_lazy}: TEXT {opens}")
+        lines += [
+            f"{name}: {self._form(form)}" for name, form in zip(forms, calls.forms, strict=True)
+        ]
+        return "\n".join(lines)
+
+    def _form(self, form: CallForm) -> str:
+        schema = json.loads(form.schema)
+        if isinstance(schema, dict):
+            schema = {"x-guidance": {"whitespace_pattern": _WHITE_SPACE}} | schema
+        return " ".join(
+            (self._literal(form.before), f"%json {json.dumps(schema)}", self._literal(form.after))
+        )
+
+    def _literal(self, text: str) -> str:
+        """As Lark writes it: tokens that are not text by their ids, the rest quoted."""
+        parts: list[str] = []
+        letters = b""
+        for token in [*self._model.vocabulary.tokenize_bare(text).tolist(), None]:
+            if token is not None and token not in self._special:
+                letters += self._pieces[token]
+                continue
+            if letters:
+                parts.append(json.dumps(letters.decode(), ensure_ascii=False))
+                letters = b""
+            if token is not None:
+                parts.append(f"<[{token}]>")
+        return " ".join(parts)
+
+    def _tokens(self) -> LLTokenizer:
+        """Made when it is first needed: for a vocabulary of 150,000 it takes half a second."""
+        if self._tokenizer is None:
+            vocabulary = _Vocabulary(self._model, self._markers)
+            self._special = frozenset(vocabulary.special_token_ids)
+            self._pieces = vocabulary.tokens
+            ends = sorted(self._model.vocabulary.end_ids) or [vocabulary.eos_token_id]
+            self._tokenizer = LLTokenizer(
+                vocabulary,  # pyright: ignore[reportArgumentType]
+                n_vocab=len(vocabulary.tokens),
+                eos_token=ends,
+            )
+        return self._tokenizer
+
+
+class _Vocabulary:
+    """As llguidance wants it: every token's bytes, and which tokens are not text."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, model: llama.Model, markers: frozenset[int]) -> None:
+        handle: Any = lib.llama_model_get_vocab(model.handle)
+        self._tokenize = model.vocabulary.tokenize_bare
+        size, ends = model.vocabulary.size, model.vocabulary.end_ids
+        self.eos_token_id = min(ends, default=max(model.vocabulary.eos, 0))
+        self.tokens = [_bytes_of(handle, token) for token in range(size)]
+        self.special_token_ids = [
+            token
+            for token in range(size)
+            if token in ends
+            or token in markers
+            or lib.llama_vocab_get_attr(handle, token) & _NOT_TEXT
+        ]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        text = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        return self._tokenize(text).tolist()
+
+
+def _bytes_of(handle: Any, token: int) -> bytes:
+    buffer = ctypes.create_string_buffer(64)
+    size = lib.llama_token_to_piece(handle, token, buffer, len(buffer), 0, True)
+    if size < 0:
+        buffer = ctypes.create_string_buffer(-size)
+        size = lib.llama_token_to_piece(handle, token, buffer, len(buffer), 0, True)
+    return buffer.raw[:size]
+
+
+def _of_schema(text: str, param: str) -> str:
+    try:
+        return LLMatcher.grammar_from_json_schema(
+            text, overrides={"whitespace_pattern": _WHITE_SPACE}
+        )
+    except ValueError as error:
+        raise _refused(param, str(error)) from None
+
+
+class MatcherGuide:
+    """llguidance's. The mask of a step is computed outside of the GIL."""
+
+    def __init__(self, tokenizer: LLTokenizer, grammar: str, param: str) -> None:
+        """Raises InvalidRequest that says what in the grammar it is."""
+        limits = LLParserLimits(verbose_errors=False)
+        self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+        self._param = param
+        self._check()
+        self._mask = np.zeros((tokenizer.vocab_size + 31) // 32 * 4, np.uint8)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._matcher.is_stopped()
+
+    def restrict(self, logits: Floats, wanted: int) -> None:
+        mask = self._mask
+        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        self._check()
+        logits += _ADDENDS.take(mask, axis=0).reshape(-1)[: len(logits)]
+
+    def accept(self, token: int) -> None:
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise _refused(self._param, self._matcher.get_error())
+
+    def free(self) -> None:
+        pass
+
+
+def _refused(param: str, message: str) -> InvalidRequest:
+    message = " ".join(message.split())
+    if len(message) > _LONGEST_MESSAGE:
+        message = message[:_LONGEST_MESSAGE] + "…"
+    return InvalidRequest(f"{param}: {message}", param=param)

@@ -1,0 +1,141 @@
+"""From a Generate command to the stream that answers it: prompt, limits, reasoning, sampler.
+
+What may take long (compiling a constraint, DRY's look through the vocabulary) is done on a thread
+of its own, so that nobody else's tokens wait for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from cortex_core.errors import (
+    ContextLengthExceeded,
+    CortexError,
+    Fault,
+    InternalError,
+    InvalidRequest,
+)
+from cortex_core.wire.ipc import Generate
+from neuron.worker.grammar import ContentGuide, Grammars, Guide
+from neuron.worker.llama import Int32s
+from neuron.worker.load import LoadedModel
+from neuron.worker.prompt import prompt_tokens, turn_boundaries
+from neuron.worker.reasoning import ReasoningState, may_begin, starts_inside
+from neuron.worker.sampling import Sampler, sampler_for
+from neuron.worker.stream import Stream
+
+__all__ = ["Intake", "Prepared", "takes_long"]
+
+
+def takes_long(command: Generate) -> bool:
+    return command.constraint is not None or command.sampling.dry_multiplier > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A command that took long: its stream, or why there is none."""
+
+    request: int
+    stream: Stream | None
+    fault: Fault | None
+
+
+class Intake:
+    """`can_trim`: see KV."""
+
+    def __init__(self, loaded: LoadedModel, *, can_trim: bool) -> None:
+        self._loaded = loaded
+        self._vocabulary = loaded.model.vocabulary
+        self._can_trim = can_trim
+        markers = loaded.markers
+        special = () if markers is None else (markers.open, markers.close)
+        self._grammars = Grammars(loaded.model, special)
+        self._thread: ThreadPoolExecutor | None = None
+
+    def prepare(self, command: Generate, then: Callable[[Prepared], None]) -> None:
+        """Make the stream on another thread, which calls `then`."""
+
+        def work() -> None:
+            stream = fault = None
+            try:
+                stream = self.stream(command)
+            except CortexError as error:
+                fault = error.fault
+            except Exception as error:
+                fault = InternalError(f"cannot take the request: {error!r}").fault
+            then(Prepared(command.request, stream, fault))
+
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "intake")
+        self._thread.submit(work)
+
+    def close(self) -> None:
+        """Wait for what is being prepared: it reads the model's vocabulary."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+    def stream(self, command: Generate) -> Stream:
+        """Raises ContextLengthExceeded or InvalidRequest."""
+        prompt = prompt_tokens(self._vocabulary, command)
+        limit = self._limit(command, len(prompt))
+        ends = self._vocabulary.end_ids
+        reasoning = None
+        if (markers := self._loaded.markers) and not command.is_raw:
+            is_inside = starts_inside(prompt.tolist(), markers, ends)
+            reasoning = ReasoningState(markers, is_inside=is_inside)
+        return Stream(
+            command,
+            prompt,
+            limit=limit,
+            ends=ends,
+            pieces=self._loaded.pieces,
+            reasoning=reasoning,
+            sampler=self._sampler(command, self._guide(command, prompt, reasoning)),
+            deadline=time.monotonic() + self._loaded.params.max_wait_s,
+            stops=() if self._can_trim else turn_boundaries(prompt, ends),
+        )
+
+    def _limit(self, command: Generate, size: int) -> int:
+        """How many tokens the answer may have."""
+        context = self._loaded.info.context
+        if size == 0:
+            raise InvalidRequest("the prompt has no tokens")
+        if size >= context:
+            raise ContextLengthExceeded(
+                f"this model's maximum context length is {context} tokens, but the prompt alone "
+                f"has {size} tokens; one at least must be left for the answer"
+            )
+        if command.max_tokens is None:
+            return context - size
+        if command.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, got {command.max_tokens}")
+        return min(context - size, command.max_tokens)
+
+    def _sampler(self, command: Generate, guide: Guide | None) -> Sampler | None:
+        model, context = self._loaded.model, self._loaded.info.context
+        try:
+            return sampler_for(command.sampling, model, context=context, guide=guide)
+        except CortexError:
+            if guide is not None:
+                guide.free()
+            raise
+
+    def _guide(
+        self, command: Generate, prompt: Int32s, reasoning: ReasoningState | None
+    ) -> Guide | None:
+        if command.constraint is None:
+            return None
+        guide = self._grammars.compile(command.constraint)
+        markers, ends = self._loaded.markers, self._vocabulary.end_ids
+        if reasoning is None or markers is None:
+            return guide
+        return ContentGuide(
+            guide,
+            reasoning,
+            markers,
+            ends=ends,
+            may_begin=may_begin(prompt.tolist(), markers, ends),
+        )
