@@ -38,7 +38,14 @@ def test_a_memory_that_cannot_be_trimmed_is_never_pooled_unasked() -> None:
 @pytest.mark.parametrize("kv", ["unified", "partitioned"])
 @pytest.mark.parametrize("is_cpu", [True, False])
 def test_the_layout_asked_for_is_taken(kv: str, is_cpu: bool) -> None:
-    assert layout(kv=kv, parallel=3, is_cpu=is_cpu, can_trim=False) == kv
+    assert layout(kv=kv, parallel=3, is_cpu=is_cpu) == kv
+
+
+def test_memory_that_cannot_be_cut_cannot_be_pooled() -> None:
+    assert layout(kv="partitioned", can_trim=False) == "partitioned"
+    with pytest.raises(InvalidRequest) as refused:
+        layout(kv="unified", can_trim=False)
+    assert refused.value.fault.param == "kv"
 
 
 def test_the_cache_holds_every_sequence_at_its_longest_unless_told() -> None:

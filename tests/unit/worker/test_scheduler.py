@@ -127,12 +127,11 @@ def test_no_pass_is_left_with_one_token_of_a_prompt() -> None:
 
 
 def test_sequences_of_one_pool_go_together_whatever_their_lengths() -> None:
-    scheduler = Scheduler[Sequence](100, 50, is_unified=True)
-    for slot, prompt in enumerate((30, 7, 90)):
+    scheduler = Scheduler[Sequence](200, 512, is_unified=True)
+    for slot, prompt in enumerate((30, 7, 250)):
         admit(scheduler, slot, prompt)
-    trace = [run(scheduler) for _ in range(2)]
-    assert trace == ["p0:0-30 p1:0-7 p2:0-63", "d0,1"]
-    assert run(scheduler) == "p2:63-90"
+    trace = [run(scheduler) for _ in range(3)]
+    assert trace == ["p0:0-30 p1:0-7 p2:0-163", "d0,1", "p2:163-250"]
 
 
 # who is next
@@ -231,9 +230,9 @@ def test_while_someone_runs_a_chunk_is_as_long_as_a_step_may_take() -> None:
     scheduler = Scheduler[Sequence](512, 512, max_step_ms=100)
     admit(scheduler, 0, prompt=4)
     run(scheduler)
-    scheduler.measured(100, 0.2)  # 2 ms a token
+    scheduler.measured(100, 0.07)  # 0.7 ms a token
     admit(scheduler, 1, prompt=1000)
-    assert [run(scheduler) for _ in range(4)] == ["p1:0-50", "d0", "p1:50-100", "d0"]
+    assert [run(scheduler) for _ in range(4)] == ["p1:0-128", "d0", "p1:128-256", "d0"]
 
 
 def test_while_nobody_runs_a_chunk_is_a_full_batch() -> None:
@@ -243,25 +242,33 @@ def test_while_nobody_runs_a_chunk_is_a_full_batch() -> None:
     assert run(scheduler) == "p0:0-512"
 
 
-def test_however_slow_the_machine_a_chunk_makes_some_progress() -> None:
+def test_however_slow_the_machine_a_chunk_is_a_tile_at_least() -> None:
     scheduler = Scheduler[Sequence](512, 512, max_step_ms=1)
     scheduler.measured(100, 100.0)
     admit(scheduler, 0, prompt=4)
     run(scheduler)
-    assert scheduler.budget == 16
+    assert scheduler.budget == 64
+
+
+def test_before_anything_is_measured_nobody_is_held_up_for_more_than_a_tile() -> None:
+    scheduler = Scheduler[Sequence](2048, 512, max_step_ms=100)
+    admit(scheduler, 0, prompt=4)
+    run(scheduler)
+    admit(scheduler, 1, prompt=2000)
+    assert [run(scheduler) for _ in range(2)] == ["p1:0-64", "d0"]
 
 
 def test_the_speed_follows_what_is_measured_and_a_few_tokens_tell_nothing() -> None:
     scheduler = Scheduler[Sequence](10_000, 512, max_step_ms=100)
     admit(scheduler, 0, prompt=4)
     run(scheduler)
-    scheduler.measured(100, 0.1)
-    assert scheduler.budget == 100
+    scheduler.measured(1000, 0.1)
+    assert scheduler.budget == 15 * 64
     scheduler.measured(2, 1.0)
-    assert scheduler.budget == 100
+    assert scheduler.budget == 15 * 64
     for _ in range(40):
-        scheduler.measured(100, 0.4)
-    assert scheduler.budget == 25
+        scheduler.measured(1000, 0.4)
+    assert scheduler.budget == 3 * 64
 
 
 def test_a_prefill_pauses_where_a_snapshot_is_due() -> None:

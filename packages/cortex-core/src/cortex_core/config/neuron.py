@@ -71,7 +71,7 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mmap: bool = True
     mlock: bool = False
     host_cache_mb: CountOrAuto = 1024
-    max_step_ms: Positive = 400.0
+    max_step_ms: Positive = 600.0
     max_waiting: Count = 256
     max_wait_s: Positive = 600.0
     step_timeout_s: Positive = 120.0

@@ -75,6 +75,12 @@ def layout_of(params: EngineParams, *, can_trim: bool, is_cpu: bool) -> KvLayout
             f"one pool (kv unified)",
             param="parallel",
         )
+    if params.kv == "unified" and not can_trim:
+        raise InvalidRequest(
+            "kv: a recurrent model's memory cannot be cut, so its sequences cannot share one pool "
+            "(unified); use partitioned or auto",
+            param="kv",
+        )
     if params.kv != "auto":
         return params.kv
     if not can_trim or params.parallel > MOST_POOLED:
