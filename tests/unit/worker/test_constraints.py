@@ -289,6 +289,7 @@ def test_marks_that_are_control_tokens_are_meant_as_such(senseless: Driven) -> N
         ("gbnf", "root ::= " + "(" * 200 + '"a"' + ")" * 200, "nested"),
         ("gbnf", "root ::= [a-z] # " + "x" * 70_000, "longer"),
         ("gbnf", 'root ::= "\0"', "zero character"),
+        ("gbnf", 'root ::= ("a"?){1000} "b"', "too ambiguous"),
     ],
 )
 def test_a_constraint_that_cannot_be_held_to_is_refused_and_says_why(

@@ -90,6 +90,16 @@ def test_a_token_that_may_not_come_is_refused_and_ends_no_process(
     guide.free()
 
 
+def test_a_step_that_takes_too_long_is_given_up(
+    model: llama.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = Grammars(model).compile(Grammar("gbnf", 'root ::= "a"+', "grammar"))
+    monkeypatch.setattr(gbnf, "_LONGEST_STEP_S", -1.0)
+    with pytest.raises(InvalidRequest, match="grammar: the grammar is too ambiguous"):
+        guide.restrict(np.zeros(model.vocabulary.size, np.float32), 1)
+    guide.free()
+
+
 MARKERS = Markers(1, 2, ("<think>", "</think>"))
 
 

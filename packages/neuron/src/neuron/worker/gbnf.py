@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ _LOOKED_AT = 1024
 """About so many of the likeliest tokens are tried first: 150,000 take llama.cpp 10 ms."""
 
 _SAMPLED = 8192
+_LONGEST_STEP_S = 0.25
 
 
 class FirstBytes:
@@ -78,6 +80,11 @@ class GbnfGuide:
         self._handle: Any = lib.llama_sampler_init_grammar(vocabulary, text.encode(), b"root")
         if not self._handle:
             raise InvalidRequest(f"{param}: {_cause(text)}", param=param)
+        try:
+            self._allowed(first_bytes.alone)
+        except InvalidRequest:
+            self.free()
+            raise
 
     def _check(self, text: str) -> None:
         problem = ""
@@ -103,9 +110,22 @@ class GbnfGuide:
         _keep(logits, self._allowed(np.flatnonzero(logits > -np.inf).astype(np.int32)))
 
     def _allowed(self, tokens: Int32s) -> Int32s:
+        """A few at a time, then more, to notice before it is too late that they take long: some
+        grammars of thirty characters have millions of ways to go on."""
         candidates = np.zeros(len(tokens), CANDIDATE)
         candidates["id"] = tokens
-        apply(self._handle, candidates)
+        began = time.monotonic()
+        at, size = 0, 1
+        while at < len(tokens):
+            apply(self._handle, candidates[at : at + size])
+            at += size
+            spent = time.monotonic() - began
+            if spent > _LONGEST_STEP_S:
+                raise InvalidRequest(
+                    f"{self._param}: the grammar is too ambiguous: {at} tokens took {spent:.2f} s",
+                    param=self._param,
+                )
+            size *= 4
         return candidates["id"][candidates["logit"] > -np.inf]
 
     def accept(self, token: int) -> None:
