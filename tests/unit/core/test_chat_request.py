@@ -54,6 +54,7 @@ def test_stop_is_a_string_or_a_list():
 
 
 TOOL = {"type": "function", "function": {"name": "f"}}
+NAMED = {"type": "function", "function": {"name": "g"}}
 
 FAULTS: list[tuple[dict[str, Any], type[CortexError], str]] = [
     ({"model": 1}, InvalidRequest, "model"),
@@ -87,9 +88,18 @@ FAULTS: list[tuple[dict[str, Any], type[CortexError], str]] = [
     ({"temprature": 1}, UnsupportedParameter, "temprature"),
     ({"n": 2}, UnsupportedParameter, "n"),
     ({"logprobs": True}, UnsupportedParameter, "logprobs"),
-    ({"response_format": {"type": "json_object"}}, UnsupportedParameter, "response_format"),
-    ({"tools": [TOOL], "tool_choice": "required"}, UnsupportedParameter, "tool_choice"),
-    ({"parallel_tool_calls": False}, UnsupportedParameter, "parallel_tool_calls"),
+    ({"response_format": {"type": "xml"}}, InvalidRequest, "response_format.type"),
+    ({"tool_choice": "required"}, InvalidRequest, "tool_choice"),
+    ({"tool_choice": "f", "tools": [TOOL]}, InvalidRequest, "tool_choice"),
+    ({"tool_choice": NAMED, "tools": []}, InvalidRequest, "tool_choice"),
+    ({"tool_choice": NAMED, "tools": [TOOL]}, InvalidRequest, "tool_choice"),
+    ({"tool_choice": NAMED | {"type": "custom"}}, InvalidRequest, "tool_choice.type"),
+    ({"tools": [TOOL], "parallel_tool_calls": 0}, InvalidRequest, "parallel_tool_calls"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]},
+        InvalidRequest,
+        "tools[0].function.parameters",
+    ),
 ]
 
 

@@ -263,6 +263,30 @@ def test_marks_that_are_control_tokens_are_meant_as_such(senseless: Driven) -> N
     assert told.text.startswith('[TOOL_CALLS]\n{"name": "add"')
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [("json_schema", '{"const": 7}', "7"), ("regex", "a/b[\n]c", "a/b\nc")],
+)
+def test_an_answer_is_a_call_or_the_content_it_is_to_be(
+    tiny: Driven, kind: Any, text: str, said: str
+) -> None:
+    opening = int(tiny.vocabulary.tokenize_bare("<tool_call>")[0])
+    constraint = Calls(forms("add"), *HERMES, content=Grammar(kind, text, "it"))
+    for bias, is_call in ((100.0, True), (-100.0, False)):
+        wish = Sampling(temperature=0.0, logit_bias={opening: bias})
+        told = tiny.answer("hi", wish, constraint=constraint, is_raw=True, max_tokens=40)
+        assert told.fault is None
+        assert bool(CALL.match(told.text)) == is_call
+        assert is_call or told.text == said
+
+
+def test_content_that_cannot_be_beside_calls_is_refused_by_its_name(tiny: Driven) -> None:
+    content = Grammar("json_schema", '{"type": "objekt"}', "response_format")
+    fault = tiny.answer("hi", constraint=Calls(forms("add"), *HERMES, content=content)).fault
+    assert fault is not None
+    assert fault.param == "response_format"
+
+
 # refusals
 
 

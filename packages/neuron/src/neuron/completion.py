@@ -65,6 +65,7 @@ class CompletionService:
                         caller=precedence.caller,
                         priority=precedence.priority,
                         is_raw=True,
+                        constraint=request.content_grammar,
                     )
                 )
                 streams.append(await opened.enter_async_context(stream))

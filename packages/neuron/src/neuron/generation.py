@@ -4,7 +4,7 @@ answer. Knows nothing of HTTP."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from cortex_core.envelopes.openai_chat import ChatRequest
 from cortex_core.envelopes.sampling import SamplingParameters, is_in_range
 from cortex_core.wire import ipc
 from neuron.chat.answer import Answer
+from neuron.chat.call_grammar import constraint_for, is_strict_ignored
 from neuron.chat.pieces import Piece
 from neuron.chat.reasoning import KeptReasoning, SplitReasoning
 from neuron.chat.template import ChatTemplate, Prompt, find_texts
@@ -56,8 +57,10 @@ class ModelRegistry(Protocol):
 class ChatStream:
     """One answer as it comes. `async with`, then `read()` until `answer.ending` is there."""
 
-    def __init__(self, stream: WorkerStream, answer: Answer) -> None:
+    def __init__(self, stream: WorkerStream, answer: Answer, ignored: Sequence[str] = ()) -> None:
+        """`ignored`: parameters that this model's template leaves without effect."""
         self.answer = answer
+        self.ignored = ignored
         self._stream = stream
 
     async def read(self) -> list[Piece]:
@@ -102,8 +105,9 @@ class ChatService:
             reasoning = KeptReasoning(_opened_by(prompt.text, info.reasoning))
         else:
             reasoning = SplitReasoning()
-        tools = _offered_tools(request)
+        tools = request.offered_tools
         calls = parser_for(prompt.format_text, tools) if tools else None
+        constraint = constraint_for(request, prompt.format_text)
         answer = Answer(reasoning, calls)
         stream = self._registry.open(
             ipc.Generate(
@@ -115,9 +119,13 @@ class ChatService:
                 request.stop_strings,
                 caller=precedence.caller,
                 priority=precedence.priority,
+                constraint=constraint,
             )
         )
-        return ChatStream(stream, answer)
+        ignored = (
+            ["tools.function.strict"] if is_strict_ignored(request, prompt.format_text) else []
+        )
+        return ChatStream(stream, answer, ignored)
 
     async def prompt(self, request: ChatRequest) -> Prompt:
         """The prompt that `open` would send. Raises ModelNotFound, Unavailable or
@@ -137,16 +145,11 @@ class ChatService:
         return template
 
     async def _render(self, request: ChatRequest, template: ChatTemplate) -> Prompt:
-        arguments = (request.messages, _offered_tools(request), _template_kwargs(request))
+        arguments = (request.messages, request.offered_tools or None, _template_kwargs(request))
         is_quick = template.last_s < _INLINE_RENDER_S
         if is_quick and _is_short(request.messages):
             return template.render(*arguments)
         return await asyncio.to_thread(template.render, *arguments)
-
-
-def _offered_tools(request: ChatRequest) -> list[dict[str, Any]] | None:
-    """With `tool_choice: none` the model is not even told, so that it cannot be tempted."""
-    return None if request.tool_choice == "none" else request.tools or None
 
 
 def _template_kwargs(request: ChatRequest) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from cortex_core.envelopes.constraints import ConstrainedParameters, check_constraints
 from cortex_core.envelopes.parameters import decode_request
-from cortex_core.envelopes.sampling import SamplingParameters, check_ranges
+from cortex_core.envelopes.sampling import check_ranges
 from cortex_core.envelopes.usage import UsageReport
 from cortex_core.errors import InvalidRequest, UnsupportedParameter
 
@@ -25,6 +26,7 @@ __all__ = [
     "Message",
     "ToolCall",
     "ToolCallDelta",
+    "ToolChoice",
     "UsageReport",
     "check_messages",
     "decode_chat_request",
@@ -47,17 +49,26 @@ IGNORED_PARAMETERS = frozenset(
 """Defined by the vendor, without effect on what a local model answers."""
 
 
-class ResponseFormat(msgspec.Struct, frozen=True):
-    type: str
-
-
 class FunctionDefinition(msgspec.Struct, frozen=True):
     name: str
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class ToolDefinition(msgspec.Struct, frozen=True):
     type: Literal["function"]
     function: FunctionDefinition
+
+
+class _ChosenFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+
+
+class ToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """This tool and no other."""
+
+    type: Literal["function"]
+    function: _ChosenFunction
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -85,7 +96,7 @@ class _MessageShape(msgspec.Struct, frozen=True):
     reasoning_content: str | None = None
 
 
-class ChatRequest(SamplingParameters, frozen=True):
+class ChatRequest(ConstrainedParameters, frozen=True):
     """The honoured parameters.
 
     `messages` and `tools` are checked for shape but stay plain dicts, because chat templates may
@@ -96,9 +107,8 @@ class ChatRequest(SamplingParameters, frozen=True):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool = True
-    response_format: ResponseFormat | None = None
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     n: int = 1
@@ -108,6 +118,11 @@ class ChatRequest(SamplingParameters, frozen=True):
     def token_limit(self) -> int | None:
         """`max_completion_tokens`, the newer name, wins over `max_tokens`."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """With `tool_choice: none` the model is not even told, so that it cannot be tempted."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
 
 def decode_chat_request(body: bytes) -> tuple[ChatRequest, list[str]]:
@@ -120,6 +135,8 @@ def decode_chat_request(body: bytes) -> tuple[ChatRequest, list[str]]:
         raise InvalidRequest("model: must not be empty", param="model")
     check_messages(request.messages, request.tools)
     check_ranges(request)
+    check_constraints(request)
+    _check_choice(request)
     _check_unsupported(request)
     return request, ignored
 
@@ -156,6 +173,21 @@ def _check_parts(message: dict[str, Any], param: str) -> None:
             raise InvalidRequest(f"{param}[{index}].text: missing", param=f"{param}[{index}].text")
 
 
+def _check_choice(request: ChatRequest) -> None:
+    choice = request.tool_choice
+    if choice is None or choice in ("auto", "none"):
+        return
+    if not request.tools:
+        raise InvalidRequest(
+            "tool_choice: no tools are offered to choose from", param="tool_choice"
+        )
+    names = [tool["function"]["name"] for tool in request.tools]
+    if isinstance(choice, ToolChoice) and choice.function.name not in names:
+        raise InvalidRequest(
+            f"tool_choice: no tool named {choice.function.name!r} is offered", param="tool_choice"
+        )
+
+
 def _check_unsupported(request: ChatRequest) -> None:
     def refuse(name: str, value: object) -> None:
         raise UnsupportedParameter(f"{name}: {value!r} is not supported", param=name)
@@ -164,12 +196,6 @@ def _check_unsupported(request: ChatRequest) -> None:
         refuse("n", request.n)
     if request.logprobs:
         refuse("logprobs", True)
-    if request.response_format is not None and request.response_format.type != "text":
-        refuse("response_format", request.response_format.type)
-    if request.tool_choice not in (None, "auto", "none"):
-        refuse("tool_choice", request.tool_choice)
-    if not request.parallel_tool_calls:
-        refuse("parallel_tool_calls", False)
 
 
 # answers

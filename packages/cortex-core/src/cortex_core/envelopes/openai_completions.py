@@ -6,9 +6,10 @@ from typing import Literal
 
 import msgspec
 
+from cortex_core.envelopes.constraints import ConstrainedParameters, check_constraints
 from cortex_core.envelopes.inputs import Inputs, each_input
 from cortex_core.envelopes.parameters import decode_request
-from cortex_core.envelopes.sampling import SamplingParameters, check_ranges, without_effect
+from cortex_core.envelopes.sampling import check_ranges, without_effect
 from cortex_core.envelopes.usage import UsageReport
 from cortex_core.errors import InvalidRequest, UnsupportedParameter
 
@@ -29,7 +30,7 @@ IGNORED_PARAMETERS = frozenset({"user"})
 """Defined by the vendor, without effect on what a local model answers."""
 
 
-class CompletionRequest(SamplingParameters, frozen=True):
+class CompletionRequest(ConstrainedParameters, frozen=True):
     """The honoured parameters. `prompts` has one entry per choice."""
 
     model: str
@@ -59,6 +60,7 @@ def decode_completion_request(body: bytes) -> tuple[CompletionRequest, list[str]
         raise InvalidRequest("model: must not be empty", param="model")
     _prompts(request.prompt)
     check_ranges(request)
+    check_constraints(request)
     for name, neutral in (("n", 1), ("best_of", 1), ("logprobs", None)):
         value = getattr(request, name)
         if value != neutral:

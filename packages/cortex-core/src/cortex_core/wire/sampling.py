@@ -68,7 +68,8 @@ class CallForm(msgspec.Struct, frozen=True, array_like=True):
 class Calls(_Constraint, frozen=True):
     """Whatever is between `opens` and `closes` is a call in one of these forms. `separator` stands
     between two calls. `is_required`: the content is calls and nothing else; else there may be text
-    and no call. `is_single`: one call at most."""
+    and no call. `is_single`: one call at most. `content`: without a call, the content is that; with
+    one, there is no text."""
 
     forms: tuple[CallForm, ...]
     opens: str
@@ -76,6 +77,7 @@ class Calls(_Constraint, frozen=True):
     separator: str
     is_required: bool = False
     is_single: bool = False
+    content: Grammar | None = None
 
 
 Constraint = Grammar | Calls

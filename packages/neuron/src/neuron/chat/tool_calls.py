@@ -18,7 +18,7 @@ from neuron.chat.calls.keyed_calls import KeyedCalls, KeyedFormat
 from neuron.chat.calls.machine import CallEvent
 from neuron.chat.calls.named_calls import BracketCalls, SectionCalls, SectionFormat
 
-__all__ = ["ToolCallParser", "new_call_id", "parser_for"]
+__all__ = ["ToolCallParser", "json_form", "new_call_id", "parser_for"]
 
 
 class ToolCallParser(Protocol):
@@ -98,6 +98,12 @@ def parser_for(
     if _TAUGHT_BARE.search(template):
         return JsonCalls(_BARE, schemas_of(tools), new_id)
     return None
+
+
+def json_form(template: str) -> JsonFormat | None:
+    """How `parser_for` reads the calls of this template, if as JSON objects with a name inside."""
+    parser = parser_for(template)
+    return parser.form if isinstance(parser, JsonCalls) else None
 
 
 def _keyed_format(template: str) -> KeyedFormat | None:

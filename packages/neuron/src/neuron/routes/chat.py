@@ -56,11 +56,13 @@ class ChatEndpoint(Endpoint):
 
     async def _open(self, exchange: Exchange, request: ChatRequest) -> ChatStream:
         given = exchange.headers.get("x-include-thinking", "").lower()
-        return await self._service.open(
+        chat = await self._service.open(
             request,
             include_thinking=given in ("1", "true", "yes"),
             precedence=exchange.precedence,
         )
+        exchange.ignored += chat.ignored
+        return chat
 
     async def _stream(self, exchange: Exchange, request: ChatRequest) -> None:
         chunks = ChunkEncoder(new_id("chatcmpl"), int(time.time()), request.model)

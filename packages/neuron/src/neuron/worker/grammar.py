@@ -17,7 +17,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from cortex_core.errors import InvalidRequest
-from cortex_core.wire.ipc import CallForm, Calls, Constraint
+from cortex_core.wire.ipc import CallForm, Calls, Constraint, Grammar
 from neuron.worker import llama
 from neuron.worker.gbnf import FirstBytes, GbnfGuide
 from neuron.worker.reasoning import Markers, ReasoningState
@@ -136,6 +136,8 @@ class Grammars:
     def _matcher(self, tokenizer: LLTokenizer, calls: Calls) -> Guide:
         for form in calls.forms:  # by itself, for the error to tell whose schema it is
             MatcherGuide(tokenizer, _of_schema(form.schema, form.param), form.param)
+        if calls.content is not None:
+            self.compile(calls.content)
         return MatcherGuide(tokenizer, self._lark(calls), "tools")
 
     def _lark(self, calls: Calls) -> str:
@@ -143,9 +145,12 @@ class Grammars:
         rest = f"({' | '.join(forms)}) {self._literal(calls.closes)}"
         opens = self._literal(calls.opens)
         lines = ["%llguidance {}"]
-        if calls.is_required:
+        if calls.is_required or calls.content is not None:
             more = "" if calls.is_single else f" ({self._literal(calls.separator)} call)*"
-            lines += [f"start: call{more}", f"call: {opens} {rest}"]
+            either = "" if calls.content is None else " | content"
+            lines += [f"start: call{more}{either}", f"call: {opens} {rest}"]
+            if calls.content is not None:
+                lines.append(f"content: {_content(calls.content)}")
         else:
             start = "TEXT | call" if calls.is_single else "call* TEXT"
             lines += [f"start: {start}", f"call: head {rest}", "TEXT: /(.|\\n)*/"]
@@ -157,12 +162,7 @@ class Grammars:
         return "\n".join(lines)
 
     def _form(self, form: CallForm) -> str:
-        schema = json.loads(form.schema)
-        if isinstance(schema, dict):
-            schema = {"x-guidance": {"whitespace_pattern": _WHITE_SPACE}} | schema
-        return " ".join(
-            (self._literal(form.before), f"%json {json.dumps(schema)}", self._literal(form.after))
-        )
+        return " ".join((self._literal(form.before), _json(form.schema), self._literal(form.after)))
 
     def _literal(self, text: str) -> str:
         """As Lark writes it: tokens that are not text by their ids, the rest quoted."""
@@ -235,6 +235,22 @@ def _of_schema(text: str, param: str) -> str:
         )
     except ValueError as error:
         raise _refused(param, str(error)) from None
+
+
+def _json(schema: str) -> str:
+    """A JSON schema within Lark."""
+    value = json.loads(schema)
+    if isinstance(value, dict):
+        options = {"whitespace_pattern": _WHITE_SPACE} | value.get("x-guidance", {})
+        value = value | {"x-guidance": options}
+    return f"%json {json.dumps(value)}"
+
+
+def _content(grammar: Grammar) -> str:
+    """Within Lark."""
+    if grammar.kind == "json_schema":
+        return _json(grammar.text)
+    return "/" + grammar.text.replace("/", r"\/").replace("\n", r"\n") + "/"
 
 
 class MatcherGuide:

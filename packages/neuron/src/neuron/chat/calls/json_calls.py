@@ -34,7 +34,7 @@ class JsonCalls(CallMachine):
     """`names` are the offered tools'; empty if any name is to count."""
 
     def __init__(self, form: JsonFormat, names: Collection[str], new_id: Callable[[], str]) -> None:
-        self._form = form
+        self.form = form
         self._names = frozenset(names) if form.is_bare else frozenset()
         self._has_arguments = False
         super().__init__(form.opens, new_id, hidden=form.hidden, has_bare=form.is_bare)
@@ -42,7 +42,7 @@ class JsonCalls(CallMachine):
     def _block(self, mark: str) -> Steps[None]:
         yield from self._calls_of_block()
         if self._held is None:
-            yield from self._next_of(*self._form.closes)
+            yield from self._next_of(*self.form.closes)
 
     def _calls_of_block(self) -> Steps[None]:
         """One object, several, or a list of them; whatever is no call is left held."""
@@ -54,8 +54,8 @@ class JsonCalls(CallMachine):
                     return
             else:
                 separator = ""
-                if self._form.separator:
-                    separator = yield from self._next_of(self._form.separator)
+                if self.form.separator:
+                    separator = yield from self._next_of(self.form.separator)
                 if not separator and (yield from self._peek()) != "{":
                     return
             self._hold(separator)
@@ -72,7 +72,7 @@ class JsonCalls(CallMachine):
             key = yield from self._string()
             if key is None or not (yield from self._next_of(":")):
                 return False
-            if key in self._form.name_keys and not name:
+            if key in self.form.name_keys and not name:
                 name = (yield from self._name()) or ""
                 if not name:
                     return False
