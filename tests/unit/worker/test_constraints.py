@@ -270,10 +270,10 @@ def test_marks_that_are_control_tokens_are_meant_as_such(senseless: Driven) -> N
 def test_an_answer_is_a_call_or_the_content_it_is_to_be(
     tiny: Driven, kind: Any, text: str, said: str
 ) -> None:
-    opening = int(tiny.vocabulary.tokenize_bare("<tool_call>")[0])
     constraint = Calls(forms("add"), *HERMES, content=Grammar(kind, text, "it"))
-    for bias, is_call in ((100.0, True), (-100.0, False)):
-        wish = Sampling(temperature=0.0, logit_bias={opening: bias})
+    for start, is_call in (("<tool_call>", True), (said[0], False)):
+        first = int(tiny.vocabulary.tokenize_bare(start)[0])
+        wish = Sampling(temperature=0.0, logit_bias={first: 100.0})
         told = tiny.answer("hi", wish, constraint=constraint, is_raw=True, max_tokens=40)
         assert told.fault is None
         assert bool(CALL.match(told.text)) == is_call
