@@ -41,7 +41,7 @@ CASES: list[tuple[bytes | dict[str, Any], int, str, str | None]] = [
         "unsupported_parameter",
         "temprature",
     ),
-    ({"model": TINY, "messages": user("x"), "n": 2}, 400, "unsupported_parameter", "n"),
+    ({"model": TINY, "messages": user("x"), "n": 0}, 400, "invalid_request", "n"),
 ]
 
 

@@ -127,21 +127,35 @@ def test_a_completion_has_16_tokens_unless_asked_otherwise():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("n", 2), ("best_of", 3), ("logprobs", 0), ("logprobs", 5)]
+    ("name", "more"), [("best_of", {"best_of": 3, "n": 2}), ("logprobs", {"echo": True})]
 )
-def test_what_is_not_offered_is_refused_by_name(name: str, value: int):
+def test_what_is_not_offered_is_refused_by_name(name: str, more: dict[str, Any]):
     with pytest.raises(UnsupportedParameter) as refused:
-        _decoded(decode_completion_request, COMPLETION, **{name: value})
+        _decoded(decode_completion_request, COMPLETION, **({"logprobs": 1} | more))
     assert refused.value.param == name
+
+
+def test_choices_are_bounded_over_all_prompts():
+    with pytest.raises(InvalidRequest, match="n: at most 128 choices in one request, got 130"):
+        _decoded(decode_completion_request, COMPLETION, prompt=["a", "b"], n=65)
 
 
 def test_neutral_values_are_taken():
     _decoded(decode_completion_request, COMPLETION, n=1, best_of=1, logprobs=None)
+    _decoded(decode_completion_request, COMPLETION, n=2, best_of=2, logprobs=0)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_tokens", 0), ("temperature", -1), ("top_p", 2), ("min_p", 1.5), ("seed", 2**63)],
+    [
+        ("max_tokens", 0),
+        ("temperature", -1),
+        ("top_p", 2),
+        ("min_p", 1.5),
+        ("seed", 2**63),
+        ("n", 0),
+        ("logprobs", 21),
+    ],
 )
 def test_a_value_out_of_range_is_named(name: str, value: Any):
     with pytest.raises(RequestError) as refused:

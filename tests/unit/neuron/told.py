@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 
@@ -58,8 +59,15 @@ class ToldRegistry:
         started = ipc.Started(ask.request, prompt, cached, "cache" if cached else "none")
         self._table.dispatch(ipc.Step("m", started=[started]))
 
-    def say(self, ask: ipc.Ask, text: str, channel: ipc.Channel = "content") -> None:
-        self._table.dispatch(ipc.Step("m", deltas=[ipc.Delta(ask.request, text, channel)]))
+    def say(
+        self,
+        ask: ipc.Ask,
+        text: str,
+        channel: ipc.Channel = "content",
+        scores: Sequence[ipc.TokenScore] = (),
+    ) -> None:
+        delta = ipc.Delta(ask.request, text, channel, list(scores))
+        self._table.dispatch(ipc.Step("m", deltas=[delta]))
 
     def finish(
         self, ask: ipc.Ask, usage: Usage = _GENERATED, reason: ipc.FinishReason = "stop"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 from cortex_core.config.neuron import NeuronConfig
 from cortex_core.envelopes.openai_chat import ChatRequest
 from cortex_core.envelopes.sampling import SamplingParameters, is_in_range
+from cortex_core.outcome import Usage
 from cortex_core.wire import ipc
 from neuron.chat.answer import Answer
 from neuron.chat.call_grammar import constraint_for, is_strict_ignored
@@ -19,29 +21,15 @@ from neuron.chat.pieces import Piece
 from neuron.chat.reasoning import KeptReasoning, SplitReasoning
 from neuron.chat.template import ChatTemplate, Prompt, find_texts
 from neuron.chat.tool_calls import parser_for
+from neuron.choices import Choices, WorkerStream, seeded
 from neuron.precedence import NOBODY, Precedence
 
-__all__ = ["ChatService", "ChatStream", "ModelRegistry", "WorkerStream", "resolve_sampling"]
+__all__ = ["ChatService", "ChatStream", "ModelRegistry", "resolve_sampling"]
 
 # A render this short costs less than handing it to a thread would; a template that was slow once,
 # or a long conversation, goes to a thread, so that other streams' tokens are not held up.
 _INLINE_RENDER_S = 0.001
 _INLINE_CHARACTERS = 64 * 1024
-
-
-class WorkerStream(Protocol):
-    """What is used of a request in a worker; leaving its context cancels it."""
-
-    async def read(self) -> list[ipc.StepEvent]: ...
-
-    async def __aenter__(self) -> Any: ...
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
 
 
 class ModelRegistry(Protocol):
@@ -55,21 +43,36 @@ class ModelRegistry(Protocol):
 
 
 class ChatStream:
-    """One answer as it comes. `async with`, then `read()` until `answer.ending` is there."""
+    """The answers to one request as they come, of which each may be ahead of the others. `async
+    with`, then `read()` until `is_ended`."""
 
-    def __init__(self, stream: WorkerStream, answer: Answer, ignored: Sequence[str] = ()) -> None:
+    def __init__(
+        self, choices: Choices, answers: Sequence[Answer], ignored: Sequence[str] = ()
+    ) -> None:
         """`ignored`: parameters that this model's template leaves without effect."""
-        self.answer = answer
+        self.answers = answers
         self.ignored = ignored
-        self._stream = stream
+        self._choices = choices
 
-    async def read(self) -> list[Piece]:
-        """The next pieces, perhaps none. Waits as long as the worker takes; raises the CortexError
-        the request ended with."""
-        return self.answer.feed(await self._stream.read())
+    @property
+    def is_ended(self) -> bool:
+        return self._choices.is_ended
+
+    @property
+    def started(self) -> ipc.Started | None:
+        return self._choices.started
+
+    @property
+    def usage(self) -> Usage:
+        return self._choices.usage
+
+    async def read(self) -> list[tuple[int, list[Piece]]]:
+        """The next pieces, perhaps none, each with its answer's index. Waits as long as the worker
+        takes; raises the CortexError that one of the answers ended with."""
+        came = await self._choices.read()
+        return [(index, self.answers[index].feed(events)) for index, events in came]
 
     async def __aenter__(self) -> ChatStream:
-        await self._stream.__aenter__()
         return self
 
     async def __aexit__(
@@ -78,7 +81,7 @@ class ChatStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._stream.__aexit__(kind, error, trace)
+        await self._choices.__aexit__(kind, error, trace)
 
 
 class ChatService:
@@ -101,31 +104,31 @@ class ChatService:
         request is in flight from here on."""
         info = self._registry.info(request.model)
         prompt = await self._render(request, self._template(request.model, info))
-        if include_thinking:
-            reasoning = KeptReasoning(_opened_by(prompt.text, info.reasoning))
-        else:
-            reasoning = SplitReasoning()
-        tools = request.offered_tools
-        calls = parser_for(prompt.format_text, tools) if tools else None
         constraint = constraint_for(request, prompt.format_text)
-        answer = Answer(reasoning, calls)
-        stream = self._registry.open(
-            ipc.Generate(
-                0,
-                request.model,
-                prompt.text,
-                resolve_sampling(request, info.metadata),
-                request.token_limit,
-                request.stop_strings,
-                caller=precedence.caller,
-                priority=precedence.priority,
-                constraint=constraint,
-            )
-        )
+        sampling = resolve_sampling(request, info.metadata)
+        opened_by = _opened_by(prompt.text, info.reasoning) if include_thinking else None
+        answers = [_answer(request, prompt, opened_by) for _ in range(request.n)]
+        async with AsyncExitStack() as opened:
+            choices = await opened.enter_async_context(Choices(request.n))
+            for index in range(request.n):
+                generate = ipc.Generate(
+                    0,
+                    request.model,
+                    prompt.text,
+                    seeded(sampling, index),
+                    request.token_limit,
+                    request.stop_strings,
+                    caller=precedence.caller,
+                    priority=precedence.priority,
+                    constraint=constraint,
+                    top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+                )
+                await choices.add(self._registry.open(generate))
+            opened.pop_all()
         ignored = (
             ["tools.function.strict"] if is_strict_ignored(request, prompt.format_text) else []
         )
-        return ChatStream(stream, answer, ignored)
+        return ChatStream(choices, answers, ignored)
 
     async def prompt(self, request: ChatRequest) -> Prompt:
         """The prompt that `open` would send. Raises ModelNotFound, Unavailable or
@@ -150,6 +153,14 @@ class ChatService:
         if is_quick and _is_short(request.messages):
             return template.render(*arguments)
         return await asyncio.to_thread(template.render, *arguments)
+
+
+def _answer(request: ChatRequest, prompt: Prompt, opened_by: str | None) -> Answer:
+    """`opened_by`: thinking stays in the content, and the prompt opened it with this."""
+    tools = request.offered_tools
+    calls = parser_for(prompt.format_text, tools) if tools else None
+    reasoning = SplitReasoning() if opened_by is None else KeptReasoning(opened_by)
+    return Answer(reasoning, calls)
 
 
 def _template_kwargs(request: ChatRequest) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def _merged(events: list[ipc.StepEvent]) -> Iterator[ipc.StepEvent]:
 def _joined(run: list[ipc.Delta]) -> ipc.Delta:
     if len(run) == 1:
         return run[0]
-    return ipc.Delta(run[0].request, "".join(delta.text for delta in run), run[0].channel)
+    scores = [score for delta in run for score in delta.scores]
+    return ipc.Delta(run[0].request, "".join(delta.text for delta in run), run[0].channel, scores)
 
 
 class Tally:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from cortex_core.envelopes.constraints import ConstrainedParameters, check_constraints
+from cortex_core.envelopes.logprobs import ChoiceLogprobs
 from cortex_core.envelopes.parameters import decode_request
 from cortex_core.envelopes.sampling import check_ranges
 from cortex_core.envelopes.usage import UsageReport
@@ -113,6 +114,7 @@ class ChatRequest(ConstrainedParameters, frozen=True):
     chat_template_kwargs: dict[str, Any] | None = None
     n: int = 1
     logprobs: bool = False
+    top_logprobs: int | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -137,7 +139,7 @@ def decode_chat_request(body: bytes) -> tuple[ChatRequest, list[str]]:
     check_ranges(request)
     check_constraints(request)
     _check_choice(request)
-    _check_unsupported(request)
+    _check_logprobs(request)
     return request, ignored
 
 
@@ -188,14 +190,11 @@ def _check_choice(request: ChatRequest) -> None:
         )
 
 
-def _check_unsupported(request: ChatRequest) -> None:
-    def refuse(name: str, value: object) -> None:
-        raise UnsupportedParameter(f"{name}: {value!r} is not supported", param=name)
-
-    if request.n != 1:
-        refuse("n", request.n)
-    if request.logprobs:
-        refuse("logprobs", True)
+def _check_logprobs(request: ChatRequest) -> None:
+    if request.top_logprobs is None:
+        return
+    if not request.logprobs:
+        raise InvalidRequest("top_logprobs: needs `logprobs: true`", param="top_logprobs")
 
 
 # answers
@@ -223,6 +222,7 @@ class Choice(msgspec.Struct, frozen=True):
     index: int
     message: Message
     finish_reason: FinishReason
+    logprobs: ChoiceLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):
@@ -259,6 +259,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: ChoiceDelta
     finish_reason: FinishReason | None = None
+    logprobs: ChoiceLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletionChunk(msgspec.Struct, frozen=True):

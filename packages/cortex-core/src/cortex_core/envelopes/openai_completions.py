@@ -8,8 +8,9 @@ import msgspec
 
 from cortex_core.envelopes.constraints import ConstrainedParameters, check_constraints
 from cortex_core.envelopes.inputs import Inputs, each_input
+from cortex_core.envelopes.logprobs import CompletionLogprobs
 from cortex_core.envelopes.parameters import decode_request
-from cortex_core.envelopes.sampling import check_ranges, without_effect
+from cortex_core.envelopes.sampling import MOST_CHOICES, check_ranges, without_effect
 from cortex_core.envelopes.usage import UsageReport
 from cortex_core.errors import InvalidRequest, UnsupportedParameter
 
@@ -38,7 +39,7 @@ class CompletionRequest(ConstrainedParameters, frozen=True):
     suffix: str | None = None
     echo: bool = False
     n: int = 1
-    best_of: int = 1
+    best_of: int | None = None
     logprobs: int | None = None
 
     @property
@@ -61,11 +62,24 @@ def decode_completion_request(body: bytes) -> tuple[CompletionRequest, list[str]
     _prompts(request.prompt)
     check_ranges(request)
     check_constraints(request)
-    for name, neutral in (("n", 1), ("best_of", 1), ("logprobs", None)):
-        value = getattr(request, name)
-        if value != neutral:
-            raise UnsupportedParameter(f"{name}: {value!r} is not supported", param=name)
+    _check_choices(request)
     return request, ignored + without_effect(request)
+
+
+def _check_choices(request: CompletionRequest) -> None:
+    count = len(request.prompts) * request.n
+    if count > MOST_CHOICES:
+        raise InvalidRequest(
+            f"n: at most {MOST_CHOICES} choices in one request, got {count}", param="n"
+        )
+    if request.best_of not in (None, request.n):
+        raise UnsupportedParameter(
+            f"best_of: only as many as `n` ({request.n}), got {request.best_of}", param="best_of"
+        )
+    if request.logprobs is not None and request.echo:
+        raise UnsupportedParameter(
+            "logprobs: those of the echoed prompt are not known", param="logprobs"
+        )
 
 
 def _prompts(prompt: Inputs) -> list[str | list[int]]:
@@ -80,7 +94,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     text: str
     index: int
     finish_reason: Literal["stop", "length"] | None = None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
 
 
 class Completion(msgspec.Struct, frozen=True):

@@ -7,7 +7,15 @@ import msgspec
 
 from cortex_core.errors import InvalidRequest
 
-__all__ = ["SamplingParameters", "StreamOptions", "check_ranges", "is_in_range", "without_effect"]
+__all__ = [
+    "MOST_CHOICES",
+    "MOST_LOGPROBS",
+    "SamplingParameters",
+    "StreamOptions",
+    "check_ranges",
+    "is_in_range",
+    "without_effect",
+]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +79,9 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+MOST_CHOICES = 128
+MOST_LOGPROBS = 20
+
 # Inclusive bounds; a NaN or an infinity cannot come in as JSON.
 _RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 2**31 - 1),
@@ -84,6 +95,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "presence_penalty": (-100, 100),
     "frequency_penalty": (-100, 100),
     "seed": (-(2**63), 2**63 - 1),
+    "n": (1, MOST_CHOICES),
+    "logprobs": (0, MOST_LOGPROBS),
+    "top_logprobs": (0, MOST_LOGPROBS),
     "min_tokens": (0, 2**31 - 1),
     "typical_p": (0, 1),
     "top_n_sigma": (-1, 100),

@@ -58,6 +58,7 @@ __all__ = [
     "Started",
     "Step",
     "Text",
+    "TokenScore",
     "Tokenize",
     "Tokens",
     "Unload",
@@ -292,12 +293,24 @@ class Started(msgspec.Struct, frozen=True, array_like=True):
     miss: str = ""
 
 
+class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+    """A token's bytes and the natural logarithm of its probability, as the model alone saw it;
+    `top`: the same for the likeliest tokens there, best first."""
+
+    piece: bytes
+    logprob: float
+    top: list[tuple[bytes, float]] = []
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """Text that became complete in a step. A `marker` is the text of a reasoning marker itself."""
+    """Text that became complete in a step. A `marker` is the text of a reasoning marker itself.
+    `scores`, where they were asked for, are of the tokens that begin in this text, and at the end
+    also of those that made no text."""
 
     request: int
     text: str
     channel: Channel = "content"
+    scores: list[TokenScore] = []
 
 
 class _Result(msgspec.Struct, frozen=True, array_like=True, tag=True):

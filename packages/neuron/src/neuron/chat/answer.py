@@ -41,8 +41,10 @@ class Answer:
         """The pieces of one batch, neighbours of a kind joined. Raises UpstreamFailed if the
         worker ended the request without being asked to."""
         pieces: list[Piece] = []
+        scores: list[ipc.TokenScore] = []
         for event in events:
             if isinstance(event, ipc.Delta):
+                scores += event.scores
                 if event.channel == "marker" and self._mark(event.text, pieces):
                     continue
                 for part in self._reasoning.feed(event.channel, event.text):
@@ -51,7 +53,9 @@ class Answer:
                 self.started = event
             elif isinstance(event, ipc.Finished):
                 self._finish(event, pieces)
-        return _joined(pieces) if len(pieces) > 1 else pieces
+        if len(pieces) > 1:
+            pieces = _joined(pieces)
+        return _scored(pieces, scores) if scores else pieces
 
     def _add(self, part: Text | Thought, pieces: list[Piece]) -> None:
         if self._calls is None or isinstance(part, Thought | Marked):
@@ -100,6 +104,16 @@ def _joined(pieces: list[Piece]) -> list[Piece]:
         else:
             joined.append(piece)
     return joined
+
+
+def _scored(pieces: list[Piece], scores: list[ipc.TokenScore]) -> list[Piece]:
+    """They go with the last text; without any, alone."""
+    for at in range(len(pieces) - 1, -1, -1):
+        piece = pieces[at]
+        if isinstance(piece, Text):
+            pieces[at] = Text(piece.text, scores)
+            return pieces
+    return [*pieces, Text("", scores)]
 
 
 def collect(pieces: Iterable[Piece]) -> Message:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cortex_core.envelopes.logprobs import ChoiceLogprobs, chat_logprobs
 from cortex_core.envelopes.openai_chat import (
     ChatCompletionChunk,
     ChoiceDelta,
@@ -17,6 +18,7 @@ from cortex_core.envelopes.openai_chat import (
     ToolCallDelta,
     UsageReport,
 )
+from cortex_core.outcome import Usage
 from cortex_core.wire import sse
 from neuron.chat.answer import Ending
 from neuron.chat.pieces import CallStarted, Piece, Text, Thought
@@ -29,9 +31,10 @@ _ENCODED_PLACE = _encode(_PLACE)
 
 
 class ChunkEncoder:
-    """For one stream: one id, one `created`."""
+    """For one choice of a stream: one id, one `created`."""
 
-    def __init__(self, stream_id: str, created: int, model: str) -> None:
+    def __init__(self, stream_id: str, created: int, model: str, index: int = 0) -> None:
+        self._index = index
         self._id = stream_id
         self._created = created
         self._model = model
@@ -45,17 +48,23 @@ class ChunkEncoder:
     def pieces(self, pieces: list[Piece]) -> bytes:
         return b"".join(map(self._piece, pieces))
 
-    def ending(self, ending: Ending, *, include_usage: bool) -> bytes:
-        """The finish chunk, the usage chunk if asked for, and the end mark."""
-        data = self._event(ChoiceDelta(), ending.finish_reason)
-        if include_usage:
-            usage = UsageReport.of(ending.usage)
-            chunk = ChatCompletionChunk(self._id, self._created, self._model, [], usage)
-            data += sse.encode(_encode(chunk))
-        return data + sse.DONE
+    def ending(self, ending: Ending) -> bytes:
+        """The finish chunk."""
+        return self._event(ChoiceDelta(), ending.finish_reason)
+
+    def closing(self, usage: Usage | None) -> bytes:
+        """After all choices: the usage chunk if asked for, and the end mark."""
+        if usage is None:
+            return sse.DONE
+        report = UsageReport.of(usage)
+        chunk = ChatCompletionChunk(self._id, self._created, self._model, [], report)
+        return sse.encode(_encode(chunk)) + sse.DONE
 
     def _piece(self, piece: Piece) -> bytes:
         if isinstance(piece, Text):
+            if piece.scores:
+                logprobs = chat_logprobs(piece.scores)
+                return self._event(ChoiceDelta(content=piece.text), logprobs=logprobs)
             head, tail = self._text
             return head + _encode(piece.text) + tail
         if isinstance(piece, Thought):
@@ -70,8 +79,13 @@ class ChunkEncoder:
             call = ToolCallDelta(piece.index, function=FunctionCallDelta(None, piece.fragment))
         return self._event(ChoiceDelta(tool_calls=[call]))
 
-    def _event(self, delta: ChoiceDelta, finish_reason: FinishReason | None = None) -> bytes:
-        choice = ChunkChoice(0, delta, finish_reason)
+    def _event(
+        self,
+        delta: ChoiceDelta,
+        finish_reason: FinishReason | None = None,
+        logprobs: ChoiceLogprobs | msgspec.UnsetType = msgspec.UNSET,
+    ) -> bytes:
+        choice = ChunkChoice(self._index, delta, finish_reason, logprobs)
         chunk = ChatCompletionChunk(self._id, self._created, self._model, [choice])
         return sse.encode(_encode(chunk))
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
+from cortex_core.wire.ipc import TokenScore
+
 __all__ = ["CallArguments", "CallStarted", "Piece", "Text", "Thought"]
 
 
 class Text(msgspec.Struct, frozen=True, gc=False):
-    """Part of `content`."""
+    """Part of `content`. `scores`, where they were asked for, are of the tokens that came with it:
+    of all content as it was generated, calls included."""
 
     text: str
+    scores: list[TokenScore] = []
 
 
 class Thought(msgspec.Struct, frozen=True, gc=False):

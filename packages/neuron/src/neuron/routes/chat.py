@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 from starlette.routing import Route
 
 from cortex_core.config.neuron import NeuronConfig
+from cortex_core.envelopes.logprobs import chat_logprobs
 from cortex_core.envelopes.openai_chat import (
     ChatCompletion,
     ChatRequest,
@@ -19,9 +21,9 @@ from cortex_core.envelopes.openai_chat import (
     decode_chat_request,
 )
 from cortex_core.envelopes.sampling import without_effect
-from neuron.chat.answer import collect
+from neuron.chat.answer import Ending, collect
 from neuron.chat.chunks import ChunkEncoder
-from neuron.chat.pieces import Piece
+from neuron.chat.pieces import Piece, Text
 from neuron.generation import ChatService, ChatStream, ModelRegistry
 from neuron.routes.endpoint import Endpoint, new_id
 from neuron.routes.exchange import Exchange, Record
@@ -65,49 +67,68 @@ class ChatEndpoint(Endpoint):
         return chat
 
     async def _stream(self, exchange: Exchange, request: ChatRequest) -> None:
-        chunks = ChunkEncoder(new_id("chatcmpl"), int(time.time()), request.model)
-        exchange.opening = chunks.opening()
+        name, created = new_id("chatcmpl"), int(time.time())
+        chunks = [ChunkEncoder(name, created, request.model, n) for n in range(request.n)]
+        exchange.opening = b"".join(each.opening() for each in chunks)
         async with (
             exchange.kept_alive(self.silence_s, self.keep_alive_s),
             await self._open(exchange, request) as chat,
         ):
-            ending = None
-            while ending is None:
-                data = chunks.pieces(await _read(exchange, chat))
-                ending = chat.answer.ending
-                if ending is not None:
-                    data += chunks.ending(ending, include_usage=request.includes_usage)
+            while not chat.is_ended:
+                data = b""
+                for index, pieces in await _read(exchange, chat):
+                    data += chunks[index].pieces(pieces)
+                    ending = chat.answers[index].ending
+                    if ending is not None:
+                        data += chunks[index].ending(ending)
+                if chat.is_ended:
+                    data += chunks[0].closing(chat.usage if request.includes_usage else None)
                 if data or not exchange.is_open:
-                    await exchange.write(data, last=ending is not None)
+                    await exchange.write(data, last=chat.is_ended)
 
     async def _respond(self, exchange: Exchange, request: ChatRequest) -> None:
         created = int(time.time())
-        pieces: list[Piece] = []
+        pieces: list[list[Piece]] = [[] for _ in range(request.n)]
         async with await self._open(exchange, request) as chat:
-            while (ending := chat.answer.ending) is None:
-                pieces += await _read(exchange, chat)
+            while not chat.is_ended:
+                for index, some in await _read(exchange, chat):
+                    pieces[index] += some
         await exchange.respond(
             ChatCompletion(
                 id=new_id("chatcmpl"),
                 created=created,
                 model=request.model,
-                choices=[Choice(0, collect(pieces), ending.finish_reason)],
-                usage=UsageReport.of(ending.usage),
+                choices=[
+                    _choice(index, pieces[index], answer.ending, request)
+                    for index, answer in enumerate(chat.answers)
+                ],
+                usage=UsageReport.of(chat.usage),
             ),
         )
 
 
-async def _read(exchange: Exchange, chat: ChatStream) -> list[Piece]:
-    pieces = await chat.read()
-    if pieces:
+def _choice(index: int, pieces: list[Piece], ending: Ending | None, request: ChatRequest) -> Choice:
+    assert ending is not None, "all answers have ended"
+    logprobs = msgspec.UNSET
+    if request.logprobs:
+        texts = (piece for piece in pieces if isinstance(piece, Text))
+        logprobs = chat_logprobs(score for text in texts for score in text.scores)
+    return Choice(index, collect(pieces), ending.finish_reason, logprobs)
+
+
+async def _read(exchange: Exchange, chat: ChatStream) -> list[tuple[int, list[Piece]]]:
+    came = await chat.read()
+    if any(pieces for _, pieces in came):
         exchange.saw_text()
-    exchange.started = chat.answer.started
-    if chat.answer.ending is not None:
-        exchange.usage = chat.answer.ending.usage
-    return pieces
+    exchange.started = chat.started
+    if chat.is_ended:
+        exchange.usage = chat.usage
+    return came
 
 
 def _without_effect(request: ChatRequest) -> list[str]:
     """Parameters that this API knows but this request gives nothing to act on."""
     ignored = ["tool_choice"] if request.tool_choice is not None and not request.tools else []
+    if request.parallel_tool_calls is not None and not request.offered_tools:
+        ignored.append("parallel_tool_calls")
     return ignored + without_effect(request)

@@ -8,6 +8,7 @@ import msgspec
 from starlette.routing import Route
 
 from cortex_core.config.neuron import NeuronConfig
+from cortex_core.envelopes.logprobs import TextOffsets, completion_logprobs
 from cortex_core.envelopes.openai_completions import (
     Completion,
     CompletionChoice,
@@ -46,6 +47,7 @@ class CompletionEndpoint(Endpoint):
 
     async def _stream(self, exchange: Exchange, request: CompletionRequest) -> None:
         stream_id, created = new_id("cmpl"), int(time.time())
+        offsets: dict[int, TextOffsets] = {}
 
         def event(choices: list[CompletionChoice], usage: UsageReport | None = None) -> bytes:
             chunk = CompletionChunk(
@@ -53,13 +55,20 @@ class CompletionEndpoint(Endpoint):
             )
             return sse.encode(_encode(chunk))
 
+        def choice(piece: ChoicePiece) -> CompletionChoice:
+            logprobs = None
+            if piece.scores:
+                counted = offsets.setdefault(piece.index, TextOffsets())
+                logprobs = completion_logprobs(piece.scores, counted)
+            return CompletionChoice(piece.text, piece.index, piece.finish_reason, logprobs)
+
         async with (
             exchange.kept_alive(self.silence_s, self.keep_alive_s),
             await self._open(exchange, request) as choices,
         ):
             while not choices.is_ended:
                 pieces = await _read(exchange, choices)
-                data = b"".join(event([_choice(piece)]) for piece in pieces)
+                data = b"".join(event([choice(piece)]) for piece in pieces)
                 if choices.is_ended:
                     if request.includes_usage:
                         data += event([], UsageReport.of(choices.usage))
@@ -69,36 +78,36 @@ class CompletionEndpoint(Endpoint):
 
     async def _respond(self, exchange: Exchange, request: CompletionRequest) -> None:
         created = int(time.time())
-        pieces: list[ChoicePiece] = []
+        pieces: dict[int, list[ChoicePiece]] = {}
         async with await self._open(exchange, request) as choices:
             while not choices.is_ended:
-                pieces += await _read(exchange, choices)
-        ends = sorted(
-            (piece for piece in pieces if piece.finish_reason), key=lambda piece: piece.index
-        )
-        texts = ["".join(p.text for p in pieces if p.index == end.index) for end in ends]
+                for piece in await _read(exchange, choices):
+                    pieces.setdefault(piece.index, []).append(piece)
         await exchange.respond(
             Completion(
                 id=new_id("cmpl"),
                 created=created,
                 model=request.model,
-                choices=[
-                    CompletionChoice(text, end.index, end.finish_reason)
-                    for text, end in zip(texts, ends, strict=True)
-                ],
+                choices=[_choice(pieces[index], request) for index in sorted(pieces)],
                 usage=UsageReport.of(choices.usage),
             )
         )
 
 
-def _choice(piece: ChoicePiece) -> CompletionChoice:
-    return CompletionChoice(piece.text, piece.index, piece.finish_reason)
+def _choice(pieces: list[ChoicePiece], request: CompletionRequest) -> CompletionChoice:
+    """All of one choice."""
+    last = pieces[-1]
+    logprobs = None
+    if request.logprobs is not None:
+        logprobs = completion_logprobs((s for piece in pieces for s in piece.scores), TextOffsets())
+    text = "".join(piece.text for piece in pieces)
+    return CompletionChoice(text, last.index, last.finish_reason, logprobs)
 
 
 async def _read(exchange: Exchange, choices: ChoiceStreams) -> list[ChoicePiece]:
     """Pieces that say something."""
     came = await choices.read()
-    pieces = [piece for piece in came if piece.text or piece.finish_reason]
+    pieces = [piece for piece in came if piece.text or piece.finish_reason or piece.scores]
     if pieces:
         exchange.saw_text()
     exchange.started = choices.started

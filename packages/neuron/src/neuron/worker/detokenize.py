@@ -8,9 +8,9 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Sequence
 
-__all__ = ["Pieces", "TextStream"]
+__all__ = ["Pieces", "TextStream", "new_decoder"]
 
-_new_decoder = codecs.getincrementaldecoder("utf-8")
+new_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Pieces:
@@ -41,7 +41,7 @@ class TextStream:
         self._stops = tuple(stop for stop in stops if stop)
         self._heads = frozenset(s[:n] for s in self._stops for n in range(1, len(s)))
         self._longest_head = max((len(head) for head in self._heads), default=0)
-        self._decoder = _new_decoder("replace")
+        self._decoder = new_decoder("replace")
         self._is_mid_character = False
         self._held = ""
         self.is_stopped = False

@@ -117,7 +117,13 @@ class Intake:
     def _sampler(self, command: Generate, guide: Guide | None) -> Sampler | None:
         model, context = self._loaded.model, self._loaded.info.context
         try:
-            return sampler_for(command.sampling, model, context=context, guide=guide)
+            return sampler_for(
+                command.sampling,
+                model,
+                context=context,
+                guide=guide,
+                top_logprobs=command.top_logprobs,
+            )
         except CortexError:
             if guide is not None:
                 guide.free()

@@ -16,6 +16,7 @@ from cortex_core.wire.ipc import Sampling
 from neuron.worker.chain import Chain
 from neuron.worker.grammar import Guide
 from neuron.worker.llama import Context, Model
+from neuron.worker.logprobs import Scored, scored
 
 __all__ = ["Sampler", "is_plain", "penalize", "sampler_for"]
 
@@ -32,11 +33,16 @@ def is_plain(sampling: Sampling) -> bool:
 
 
 def sampler_for(
-    sampling: Sampling, model: Model, *, context: int, guide: Guide | None = None
+    sampling: Sampling,
+    model: Model,
+    *,
+    context: int,
+    guide: Guide | None = None,
+    top_logprobs: int | None = None,
 ) -> Sampler | None:
     """The sampler a request needs; None for plain greedy. `context`: how many tokens a sequence
     holds at most. It frees the `guide`. Raises InvalidRequest for a bias of what is no token."""
-    if is_plain(sampling) and guide is None:
+    if is_plain(sampling) and guide is None and top_logprobs is None:
         return None
     vocabulary = model.vocabulary
     biases = _biases(sampling.logit_bias, vocabulary.size)
@@ -45,7 +51,14 @@ def sampler_for(
     if not is_greedy or sampling.dry_multiplier > 0:
         seed = _seed32(sampling.seed)
         chain = Chain(sampling, model, seed=seed, is_greedy=is_greedy, reach=context)
-    return Sampler(sampling, chain, end_ids=vocabulary.end_ids, biases=biases, guide=guide)
+    return Sampler(
+        sampling,
+        chain,
+        end_ids=vocabulary.end_ids,
+        biases=biases,
+        guide=guide,
+        top_logprobs=top_logprobs,
+    )
 
 
 def _is_greedy(sampling: Sampling) -> bool:
@@ -95,7 +108,8 @@ def penalize(row: Floats, history: Int32s, prompt_size: int, sampling: Sampling)
 
 
 class Sampler:
-    """Seeded: the same rows give the same tokens. Free it."""
+    """Seeded: the same rows give the same tokens. `scored` is of the last one chosen, if it is to
+    be. Free it."""
 
     def __init__(
         self,
@@ -105,7 +119,10 @@ class Sampler:
         end_ids: frozenset[int] = frozenset(),
         biases: tuple[Int32s, Floats] | None = None,
         guide: Guide | None = None,
+        top_logprobs: int | None = None,
     ) -> None:
+        self.scored: Scored | None = None
+        self._top_logprobs = top_logprobs
         self._sampling = sampling
         self._guide = guide
         self._wanted = _wanted(sampling)
@@ -130,11 +147,14 @@ class Sampler:
             if self._chain is not None:
                 self._chain.remember(history)
         values = logits[row]
+        untouched = None if self._top_logprobs is None else values.copy()
         token = self._end_or_none(values, history, prompt_size)
         if token is None:
             token = self._draw(logits, row, context)
         if self._guide is not None:
             self._guide.accept(token)
+        if untouched is not None and self._top_logprobs is not None:
+            self.scored = scored(untouched, token, self._top_logprobs)
         return token
 
     def _end_or_none(self, values: Floats, history: Int32s, prompt_size: int) -> int | None:

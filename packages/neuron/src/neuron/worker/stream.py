@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cortex_core.outcome import Usage
-from cortex_core.wire.ipc import Channel, Delta, FinishReason, Generate
+from cortex_core.wire.ipc import Channel, Delta, FinishReason, Generate, TokenScore
 from neuron.worker.detokenize import Pieces, TextStream
 from neuron.worker.host_cache import Parked
 from neuron.worker.kv import Wait
+from neuron.worker.logprobs import ScoreLog
 from neuron.worker.reasoning import ReasoningState
 from neuron.worker.sampling import Sampler
 from neuron.worker.scheduler import Sequence
@@ -29,6 +30,7 @@ class Stream(Sequence):
         "_content",
         "_ends",
         "_reasoning",
+        "_scores",
         "_thought",
         "cached",
         "completion",
@@ -82,6 +84,7 @@ class Stream(Sequence):
         self._ends = ends
         self._content = TextStream(pieces, command.stop)
         self._thought = TextStream(pieces)
+        self._scores = None if command.top_logprobs is None else ScoreLog(pieces)
         self._reasoning = reasoning
         self._channel: Channel = "content"
         if reasoning is not None and reasoning.is_inside:
@@ -95,8 +98,7 @@ class Stream(Sequence):
             self.flush(deltas)
             return "stop"
         if self._reasoning is None:
-            if text := self._content.push(token):
-                deltas.append(Delta(self.request, text))
+            self._take_content(token, deltas)
         else:
             self._take_tagged(token, self._reasoning.channel(token), deltas)
         if self._content.is_stopped:
@@ -113,18 +115,39 @@ class Stream(Sequence):
         if channel != self._channel:
             self.flush(deltas)
             self._channel = channel
-        stream = self._content if channel == "content" else self._thought
-        text = stream.push(token)
+        if channel == "content":
+            self._take_content(token, deltas)
+            return
+        text = self._thought.push(token)
         if channel == "marker":
-            text += stream.flush()
+            text += self._thought.flush()
         if text:
             deltas.append(Delta(self.request, text, channel))
 
+    def _take_content(self, token: int, deltas: list[Delta]) -> None:
+        text = self._content.push(token)
+        if self._scores is None:
+            if text:
+                deltas.append(Delta(self.request, text))
+            return
+        assert self.sampler is not None
+        assert self.sampler.scored is not None
+        self._scores.add(token, self.sampler.scored)
+        if text:
+            deltas.append(Delta(self.request, text, "content", self._scores.release(len(text))))
+
     def flush(self, deltas: list[Delta]) -> None:
         """Append text held back in the current channel; no more of it is coming."""
-        stream = self._content if self._channel == "content" else self._thought
-        if text := stream.flush():
-            deltas.append(Delta(self.request, text, self._channel))
+        if self._channel != "content":
+            if text := self._thought.flush():
+                deltas.append(Delta(self.request, text, self._channel))
+            return
+        text = self._content.flush()
+        scores: list[TokenScore] = []
+        if self._scores is not None and not self._content.is_stopped:
+            scores = self._scores.release_all()
+        if text or scores:
+            deltas.append(Delta(self.request, text, "content", scores))
 
     def suspend(self, held: npt.NDArray[np.int32], parked: Parked | None) -> int:
         """It lost its sequence, which held these tokens; how many it needs to go on."""
