@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 __all__ = ["Batch", "Chunk", "Scheduler", "Sequence"]
 
 _TILE = 64
-"""Prompt tokens between two rows come in multiples of it. llama.cpp's CPU attention has tiles of 64
+"""Prompt tokens between two rows, however slow a step is. llama.cpp's CPU attention has tiles of 64
 queries, and a path for fewer that took longer for 32 than the tiles for 64 (1.05 s against 0.72 s
 behind 3,072 tokens); and every chunk walks over all weights."""
 
@@ -122,6 +122,8 @@ class Scheduler(Generic[S]):
         self.waiting.remove(sequence)
         sequence.slot, sequence.computed = slot, cached
         self._active[sequence.caller] += 1
+        if not self.prefilling:
+            self._left = 0  # the running ones are due: to find a place may have taken a while
         if cached < sequence.prompt_size:
             insort(self.prefilling, sequence, key=lambda s: (s.rank, s.order))
         else:
@@ -160,10 +162,8 @@ class Scheduler(Generic[S]):
         """Prompt tokens to compute before the running sequences are due."""
         if not self.decoding or not self._max_step_ms:
             return self.batch
-        if not self._token_ms:
-            return min(_TILE, self.batch)
-        tiles = int(self._max_step_ms / self._token_ms) // _TILE
-        return min(max(tiles, 1) * _TILE, self.batch)
+        fits = int(self._max_step_ms / self._token_ms) if self._token_ms else 0
+        return min(max(fits, _TILE), self.batch)
 
     def measured(self, tokens: int, seconds: float) -> None:
         """A chunk of a prompt took so long."""
