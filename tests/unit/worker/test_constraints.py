@@ -338,6 +338,16 @@ def test_the_tool_with_the_wrong_schema_is_named(tiny: Driven) -> None:
     assert fault.param == "tools[1].function.parameters"
 
 
+def test_what_a_lenient_schema_cannot_be_held_to_is_passed_over(tiny: Driven) -> None:
+    """As those of tools that are not strict."""
+    schema = {"type": "object", "properties": {"a": {"const": 1, "not": {}}}, "required": ["a"]}
+    schema |= {"additionalProperties": False, "x-guidance": {"lenient": True}}
+    form = CallForm("(", json.dumps(schema), ")", "tools[0]")
+    constraint = Calls((form,), "<tool_call>", "!", "", is_required=True, is_single=True)
+    told = tiny.answer("hi", constraint=constraint, is_raw=True)
+    assert re.fullmatch(r'<tool_call>\(\{\s*"a"\s*:\s*1\s*\}\)!', told.text)
+
+
 def test_a_bias_that_is_wrong_is_refused_with_a_constraint_too(tiny: Driven) -> None:
     told = tiny.constrained("gbnf", 'root ::= "a"', sampling=Sampling(logit_bias={9999: 1.0}))
     assert told.fault is not None
