@@ -91,13 +91,14 @@ def test_a_mere_beginning_of_something_longer_goes() -> None:
     assert found(cache, 1, 2) == (1, [1, 9])
 
 
-def test_covering_means_having_them_all() -> None:
+def test_it_tells_how_much_of_some_tokens_it_has() -> None:
     cache = HostCache(100)
     cache.put("m", ids(1, 2, 3), data(10))
-    assert cache.covers("m", ids(1, 2), whole=False)
-    assert not cache.covers("m", ids(1, 2), whole=True)
-    assert cache.covers("m", ids(1, 2, 3), whole=True)
-    assert not cache.covers("m", ids(1, 2, 4), whole=False)
+    assert cache.shared("m", ids(1, 2), whole=False) == 2
+    assert cache.shared("m", ids(1, 2), whole=True) == 0
+    assert cache.shared("m", ids(1, 2, 3), whole=True) == 3
+    assert cache.shared("m", ids(1, 2, 4), whole=False) == 2
+    assert cache.shared("other", ids(1, 2), whole=False) == 0
 
 
 def test_what_was_saved_comes_back_in_the_order_of_use(tmp_path: Path) -> None:

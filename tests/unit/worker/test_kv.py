@@ -263,10 +263,21 @@ def test_two_conversations_alternating_in_one_slot_recompute_nothing() -> None:
     talks = [[*range(1000, 1200)], [*range(3000, 3200)]]
     for turn in range(6):
         for talk in talks:
-            talk += [10_000 + turn, 20_000 + turn, 7, 8]
+            talk += [*range(10_000 + 100 * turn, 10_100 + 100 * turn)]
             placement = cache.serve(*talk, answer=(90, 91, turn))
-            assert turn == 0 or len(talk) - placement.cached == 4
+            assert turn == 0 or len(talk) - placement.cached == 100
             talk += [90, 91, turn]
+
+
+def test_a_short_tail_is_computed_again_rather_than_parked_with_all_before_it() -> None:
+    host = HostCache(10**6)
+    cache = Cache(2, 4096, host=host)
+    cache.serve(*LONG, *range(20))
+    cache.serve(*LONG, *range(50, 70))
+    cache.serve(*range(5000, 5600))
+    assert host.bytes == 0
+    cache.serve(*range(7000, 7600))
+    assert host.bytes > 0, "the last one that had the long prefix"
 
 
 def test_a_parked_copy_that_cannot_be_read_is_a_miss_and_is_thrown_away() -> None:

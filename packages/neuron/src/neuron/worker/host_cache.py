@@ -100,16 +100,15 @@ class HostCache:
                     return length, entry
             return None
 
-    def covers(self, space: str, tokens: Int32s, *, whole: bool) -> bool:
-        """Whether parking `tokens` again would add nothing: an entry has them all, or `whole`: has
-        them and no more."""
+    def shared(self, space: str, tokens: Int32s, *, whole: bool) -> int:
+        """How many of the first `tokens` an entry has; `whole`: all or none, and no more."""
         with self._lock:
             tree = self._trees.get(space)
             shared = tree.shared(tokens) if tree is not None else {}
-            return any(
-                length == len(tokens) and not (whole and len(entry.tokens) > length)
-                for entry, length in shared.items()
-            )
+            if whole:
+                size = len(tokens)
+                return size if any(size == n == len(e.tokens) for e, n in shared.items()) else 0
+            return max(shared.values(), default=0)
 
     def drop_prefixes(self, space: str, tokens: Int32s) -> None:
         """Entries that are a mere beginning of `tokens` go: something longer takes their place."""

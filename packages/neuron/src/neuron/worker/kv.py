@@ -48,6 +48,9 @@ WORTH = 32
 """Tokens a prefix must have, or have more than another, to be copied, awaited, parked or brought
 back: what all chats of a template begin with is not worth the trouble."""
 
+_TAIL = 96
+"""Tokens at a sequence's end that are worth parking the whole of it for their sake alone."""
+
 _FORGOTTEN = 64
 """Sequences whose tokens are remembered after their data went, to say so on a miss."""
 
@@ -309,7 +312,7 @@ class KV(ABC):
         if len(held) - length >= WORTH:
             tokens = held.copy()
             self._remember(tokens)
-            if not self._has_copy(sequence, tokens):
+            if self._is_missed(sequence, tokens):
                 ops.append(Park(sequence, tokens))
         ops.append(Trim(sequence, length))
         self.lengths[sequence] = length
@@ -317,14 +320,23 @@ class KV(ABC):
         self._indexed[sequence] = length
         return ops
 
-    def _has_copy(self, sequence: int, tokens: Int32s) -> bool:
-        if self.host.covers(self.space, tokens, whole=not self.can_trim):
-            return True
-        return self.can_trim and any(
-            length == len(tokens) <= self.lengths[other]
-            for other, length in self._tree.shared(tokens).items()
-            if other != sequence
+    def _is_missed(self, sequence: int, tokens: Int32s) -> bool:
+        """Whether parking pays: nobody else has the tokens, but for a tail that is computed again
+        sooner than all of them are copied. A burst of chats with one long system prompt is not
+        parked once for each chat."""
+        in_host = self.host.shared(self.space, tokens, whole=not self.can_trim)
+        if not self.can_trim:
+            return in_host < len(tokens)
+        elsewhere = max(
+            (
+                min(length, int(self.lengths[other]))
+                for other, length in self._tree.shared(tokens).items()
+                if other != sequence
+            ),
+            default=0,
         )
+        alone = len(tokens) - max(in_host, elsewhere)
+        return alone >= _TAIL or (alone >= WORTH and 8 * alone >= len(tokens))
 
     def _remember(self, tokens: Int32s) -> None:
         self._clock += 1

@@ -66,7 +66,7 @@ class Memory:
     def snapshot(self, sequence: int) -> None:
         """Park a copy of what a sequence in use holds, for memory that cannot be cut."""
         tokens = self.kv.tokens(sequence).copy()
-        if not self.kv.host.covers(self.kv.space, tokens, whole=True):
+        if not self.kv.host.shared(self.kv.space, tokens, whole=True):
             self._park(sequence, tokens)
 
     def park_all(self) -> None:
