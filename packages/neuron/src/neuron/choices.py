@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 
 from cortex_core.outcome import Usage
 from cortex_core.wire import ipc
 
-__all__ = ["Choices", "WorkerStream", "seeded"]
+__all__ = ["Choices", "Reader", "WorkerStream", "seeded"]
 
 
 class WorkerStream(Protocol):
@@ -117,6 +117,37 @@ class Choices:
                 if not task.cancelled():
                     task.exception()  # seen: the request ends with the first one's
         await self._opened.aclose()
+
+
+class Reader:
+    """Choices on their way to a client. `async with`, then a subclass's `read()` until `is_ended`.
+    `started` and `usage` are of those that came so far."""
+
+    def __init__(self, choices: Choices) -> None:
+        self._choices = choices
+
+    @property
+    def is_ended(self) -> bool:
+        return self._choices.is_ended
+
+    @property
+    def started(self) -> ipc.Started | None:
+        return self._choices.started
+
+    @property
+    def usage(self) -> Usage:
+        return self._choices.usage
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._choices.__aexit__(kind, error, trace)
 
 
 def seeded(sampling: ipc.Sampling, index: int) -> ipc.Sampling:

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Literal
 
 import msgspec
 
 from cortex_core.envelopes.openai_completions import CompletionRequest
 from cortex_core.errors import UpstreamFailed
-from cortex_core.outcome import Usage
 from cortex_core.wire import ipc
 from neuron.asking import ask
-from neuron.choices import Choices, seeded
+from neuron.choices import Choices, Reader, seeded
 from neuron.generation import ModelRegistry, resolve_sampling
 from neuron.precedence import NOBODY, Precedence
 
@@ -81,25 +79,13 @@ class CompletionService:
         return reply.result.data.decode("utf-8", "replace")
 
 
-class ChoiceStreams:
+class ChoiceStreams(Reader):
     """The choices of one request. `async with`, then `read()` until `is_ended`. `started` and
     `usage` are of those that came so far."""
 
     def __init__(self, choices: Choices, echoes: list[str]) -> None:
-        self._choices = choices
+        super().__init__(choices)
         self._echoes = echoes
-
-    @property
-    def is_ended(self) -> bool:
-        return self._choices.is_ended
-
-    @property
-    def started(self) -> ipc.Started | None:
-        return self._choices.started
-
-    @property
-    def usage(self) -> Usage:
-        return self._choices.usage
 
     async def read(self) -> list[ChoicePiece]:
         """What came, perhaps nothing. Waits as long as the worker takes; raises the CortexError
@@ -118,14 +104,3 @@ class ChoiceStreams:
                     raise UpstreamFailed("the worker cancelled the request")
                 return ChoicePiece(index, text, _ENDS[event.reason], scores)
         return ChoicePiece(index, text, None, scores)
-
-    async def __aenter__(self) -> ChoiceStreams:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._choices.__aexit__(kind, error, trace)

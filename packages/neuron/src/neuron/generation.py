@@ -7,13 +7,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from cortex_core.config.neuron import NeuronConfig
 from cortex_core.envelopes.openai_chat import ChatRequest
 from cortex_core.envelopes.sampling import SamplingParameters, is_in_range
-from cortex_core.outcome import Usage
 from cortex_core.wire import ipc
 from neuron.chat.answer import Answer
 from neuron.chat.call_grammar import constraint_for, is_strict_ignored
@@ -21,7 +19,7 @@ from neuron.chat.pieces import Piece
 from neuron.chat.reasoning import KeptReasoning, SplitReasoning
 from neuron.chat.template import ChatTemplate, Prompt, find_texts
 from neuron.chat.tool_calls import parser_for
-from neuron.choices import Choices, WorkerStream, seeded
+from neuron.choices import Choices, Reader, WorkerStream, seeded
 from neuron.precedence import NOBODY, Precedence
 
 __all__ = ["ChatService", "ChatStream", "ModelRegistry", "resolve_sampling"]
@@ -42,7 +40,7 @@ class ModelRegistry(Protocol):
         ...
 
 
-class ChatStream:
+class ChatStream(Reader):
     """The answers to one request as they come, of which each may be ahead of the others. `async
     with`, then `read()` until `is_ended`."""
 
@@ -52,36 +50,13 @@ class ChatStream:
         """`ignored`: parameters that this model's template leaves without effect."""
         self.answers = answers
         self.ignored = ignored
-        self._choices = choices
-
-    @property
-    def is_ended(self) -> bool:
-        return self._choices.is_ended
-
-    @property
-    def started(self) -> ipc.Started | None:
-        return self._choices.started
-
-    @property
-    def usage(self) -> Usage:
-        return self._choices.usage
+        super().__init__(choices)
 
     async def read(self) -> list[tuple[int, list[Piece]]]:
         """The next pieces, perhaps none, each with its answer's index. Waits as long as the worker
         takes; raises the CortexError that one of the answers ended with."""
         came = await self._choices.read()
         return [(index, self.answers[index].feed(events)) for index, events in came]
-
-    async def __aenter__(self) -> ChatStream:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._choices.__aexit__(kind, error, trace)
 
 
 class ChatService:
