@@ -178,11 +178,13 @@ class Scheduler(Generic[S]):
         if not self.prefilling:
             self._left = 0
             return Batch(decode=self.decoding) if self.decoding else None
-        if self.decoding and self._left < 2:
-            self._left = self.budget
+        budget = self.budget
+        is_spent = self._left < (_TILE if budget >= _TILE else 2)
+        if is_spent and self.decoding:
+            self._left = budget
             return Batch(decode=self.decoding)
         # What began with nobody running was promised a full batch; now somebody may wait for it.
-        self._left = self.budget if self._left < 2 else min(self._left, self.budget)
+        self._left = budget if is_spent else min(self._left, budget)
         return Batch(chunks=self._packed() if self._is_unified else self._chunks())
 
     def _chunks(self) -> list[Chunk[S]]:
@@ -216,12 +218,22 @@ class Scheduler(Generic[S]):
         return chunks
 
     def _chunk_size(self, sequence: S, left: int) -> int:
-        """As much as the budget has left, but so that no pass is left with a single token, which
-        has matrix kernels of its own: where it must be, one token over the budget."""
+        """As much as the budget has left, but so that what remains is whole tiles: the odd ones are
+        computed first, where they attend over least. Below a tile, so that no pass is left with a
+        single token, which has matrix kernels of its own: where it must be, one token over the
+        budget."""
         remaining = sequence.prompt_size - sequence.computed
         stops = [stop for stop in sequence.stops if stop > sequence.computed]
         if stops:
             return min(stops[0] - sequence.computed, remaining, left)
+        if remaining > left >= _TILE:
+            size = left - (left - remaining) % _TILE
+            if size < _TILE or size + _TILE <= left + left // 8:
+                size += _TILE  # a little over the budget, sooner than far below it
+            if size % self.pass_size == 1 or size > self.batch:
+                size -= _TILE
+            if size >= 2:
+                return size
         most = min(remaining, left)
         for size in range(most, max(most - 4, 1), -1):
             if remaining - size != 1 and size % self.pass_size != 1:
