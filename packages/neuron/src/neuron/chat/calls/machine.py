@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 _CLOSERS = {"{": "}", "[": "]"}
 
 
-class CallMachine:
+class CallMachine(ABC):
     """Push machine over the content of one answer. A format overrides `_block`.
 
     `opens`: the marks that may begin a call, of which none may be part of another. `hidden`: marks
@@ -90,10 +91,10 @@ class CallMachine:
         self._spaces = ""
         return self._taken()
 
+    @abstractmethod
     def _block(self, mark: str) -> Steps[None]:
         """Read what follows `mark`. `_open` as soon as it is certainly a call; return where it
         ends, or where it turns out to be none."""
-        raise NotImplementedError
 
     def _run(self) -> Steps[None]:
         if self._has_bare:
