@@ -93,7 +93,9 @@ class ModelState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class NodeState(msgspec.Struct, frozen=True):
     """One node at one version. `boot` changes when the neuron restarts; `version` grows by one
-    with every change within a boot. Sent whole as the data of each `state` event on /events."""
+    with every change within a boot. Sent whole as the data of each `state` event on /events.
+    `holdings` grows only when a model gets or loses its place, so that an order to load or unload
+    can say what it was decided upon."""
 
     name: str
     boot: str
@@ -101,6 +103,7 @@ class NodeState(msgspec.Struct, frozen=True):
     draining: bool
     devices: list[DeviceState]
     models: list[ModelState]
+    holdings: int = 0
 
 
 class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
