@@ -163,7 +163,9 @@ class Generate(_Command, frozen=True):
     `caller`: requests of one caller wait for each other before they wait for another's.
     `is_raw`: no token is a reasoning marker; all text is content, and stops are looked for in it
     all. A `constraint` holds for the content, from where reasoning has ended. `top_logprobs`: tell
-    each token's log-probability, and those of so many likeliest; None = neither."""
+    each token's log-probability, and those of so many likeliest; None = neither.
+    `max_thinking_tokens`: so many tokens of reasoning at most, over the whole answer, then it is
+    closed; None = no limit."""
 
     request: int
     model: str
@@ -177,6 +179,7 @@ class Generate(_Command, frozen=True):
     is_raw: bool = False
     constraint: Constraint | None = None
     top_logprobs: int | None = None
+    max_thinking_tokens: int | None = None
 
 
 class Embed(_Command, frozen=True):
