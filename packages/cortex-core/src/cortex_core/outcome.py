@@ -22,7 +22,11 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How one request ended. Times in seconds; `None` where the phase was never reached."""
+    """How one request ended. Times in seconds; `None` where the phase was never reached.
+
+    `queued_s` is the whole wait for a replica, of which `load_s` was spent while the model was
+    loading; `ttft_s` and `total_s` begin with the request's head. `device` is where it was last
+    sent, `retries` how often it was sent again."""
 
     kind: OutcomeKind
     request_id: str
@@ -34,3 +38,7 @@ class Outcome(msgspec.Struct, frozen=True):
     usage: Usage | None
     ttft_s: float | None
     total_s: float
+    device: str | None = None
+    queued_s: float = 0.0
+    load_s: float | None = None
+    retries: int = 0

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
+from types import TracebackType
+from typing import overload
 
-from cortex_core.errors import ModelNotFound, NodeUnavailable
+from cortex_core.errors import CortexError, ModelNotFound, NodeUnavailable
 from cortex_core.fleet.discovery import NodeState
+from cortex_core.fleet.events import Interest
 from cortex_core.fleet.topology import Replica, Topology
 
-__all__ = ["FIRST_CONTACT_S", "NOBODY", "Fleet"]
+__all__ = ["FIRST_CONTACT_S", "NOBODY", "Fleet", "Seat"]
 
 # A client that arrives while the gateway is starting waits this long, at most, for every node to
 # have reported or failed once; without it the first requests after a restart would be refused.
@@ -77,14 +81,71 @@ class Fleet:
         """Whether any node, reachable or not, is known to hold `model`."""
         return model in self.topology.models()
 
-    def seat(self, node: str) -> _Seat:
-        """A context manager: while inside, the request counts as in flight on `node`."""
-        return _Seat(self.in_flight, node)
+    @overload
+    def seat(self, of: Interest) -> Seat: ...
+    @overload
+    def seat(self, of: str) -> _Seat: ...
+    def seat(self, of: Interest | str) -> Seat | _Seat:
+        """Where a request is served, as an async context manager: entering waits for a replica.
+
+        Of a node's name: a context manager inside which a request counts as in flight there."""
+        return Seat(self, of) if isinstance(of, Interest) else _Seat(self.in_flight, of)
 
     def _heard(self, node: str | None) -> None:
         self._unheard.discard(node or "")
         if not self._unheard:
             self._contacted.set()
+
+
+class Seat:
+    """A request's place in the fleet, from its wish for a model to its end.
+
+    Entering returns at once where a replica is ready, waits for one where that is to come, and
+    raises the CortexError of a refusal. `attempts`: how many replicas it has been sent to;
+    `queued_s`: how long it has waited in all; `load_s`: the part of that during which its model
+    was loading, None where it never was.
+    """
+
+    __slots__ = ("_fleet", "_interest", "attempts", "load_s", "queued_s", "replica")
+
+    replica: Replica
+
+    def __init__(self, fleet: Fleet, interest: Interest) -> None:
+        self._fleet = fleet
+        self._interest = interest
+        self.attempts = 0
+        self.queued_s = 0.0
+        self.load_s: float | None = None
+
+    async def __aenter__(self) -> Seat:
+        await self._send(NOBODY)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self.attempts:
+            self._fleet.in_flight[self.replica.node] -= 1
+
+    async def failed(self, error: CortexError) -> Replica:
+        """The replica failed with `error` before the first byte of an answer: the next one to ask,
+        which is `self.replica` from then on. Raises the refusal when there is none."""
+        if self.attempts > 1:
+            raise error
+        former = self.replica
+        try:
+            await self._send(frozenset({former.node}))
+        except CortexError:
+            raise error from None
+        self._fleet.in_flight[former.node] -= 1
+        return self.replica
+
+    async def _send(self, avoid: frozenset[str]) -> None:
+        began = time.perf_counter()
+        self.replica = await self._fleet.route(self._interest.model, avoid)
+        self.queued_s += time.perf_counter() - began
+        self._fleet.in_flight[self.replica.node] += 1
+        self.attempts += 1
 
 
 class _Seat:
