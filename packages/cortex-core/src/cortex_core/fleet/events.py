@@ -17,6 +17,7 @@ from cortex_core.fleet.discovery import ModelState, NodeState
 from cortex_core.fleet.topology import Replica
 
 __all__ = [
+    "Done",
     "DrainWanted",
     "Estimate",
     "EstimateCame",
@@ -109,15 +110,20 @@ class OrderEnded(msgspec.Struct, frozen=True, tag=True):
 
 
 class LoadWanted(msgspec.Struct, frozen=True, tag=True):
-    """An operator wants a model loaded, on `node` or wherever placement says. Answered through the
-    story of the request id `request`, as if it were a request that waits for the model."""
+    """An operator wants a model loaded, on `node` or wherever placement says. It is answered as a
+    request that waits for the model is: by a Send as soon as the model is ready there, or by a
+    Refuse; and it ends with RequestEnded. `options` go before those of the catalogue."""
 
     request: str
     model: str
     node: str | None = None
+    options: dict[str, Any] = {}
 
 
 class UnloadWanted(msgspec.Struct, frozen=True, tag=True):
+    """An operator wants a model unloaded, from `node` or from every node that holds it, once what
+    it is doing is done. Answered by a Done or a Refuse."""
+
     request: str
     model: str
     node: str | None = None
@@ -174,6 +180,12 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
     fault: Fault
 
 
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """What UnloadWanted wanted has come about."""
+
+    request: str
+
+
 class Estimate(msgspec.Struct, frozen=True, tag=True):
     """Ask a node what a load would take; `options` go with it. Ends in `EstimateCame`."""
 
@@ -225,4 +237,4 @@ class WakeAt(msgspec.Struct, frozen=True, tag=True):
     at: float
 
 
-Instruction = Send | Refuse | Estimate | Load | Unload | ReadState | Restart | WakeAt
+Instruction = Send | Refuse | Done | Estimate | Load | Unload | ReadState | Restart | WakeAt
