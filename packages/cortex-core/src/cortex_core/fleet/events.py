@@ -8,7 +8,7 @@ stimulus again: `OrderEnded` names it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -207,13 +207,15 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
     """Unload, provided that the node's `holdings` are still these and, with `if_idle`, that nobody
-    is using the model."""
+    is using the model. `reason`: to make room, because its time is up, or because an operator
+    wants it."""
 
     order: int
     model: str
     node: str
     holdings: int
     if_idle: bool = True
+    reason: Literal["room", "ttl", "operator"] = "room"
 
 
 class ReadState(msgspec.Struct, frozen=True, tag=True):
