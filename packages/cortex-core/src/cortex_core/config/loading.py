@@ -1,11 +1,14 @@
-"""How a model may be asked to be loaded: in a load request, and for a default model."""
+"""How a model may be asked to be loaded: in a load request, for a default model, and in the
+catalogue."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from cortex_core.envelopes.sampling import SamplingParameters, check_ranges
+from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import KvType, SplitMode
 
 __all__ = [
@@ -17,6 +20,7 @@ __all__ = [
     "LoadOptions",
     "MainGpu",
     "Parallel",
+    "SamplingDefaults",
     "Share",
     "Threads",
 ]
@@ -52,3 +56,50 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     main_gpu: MainGpu | None = None
     mmap: bool | None = None
     mlock: bool | None = None
+
+
+class SamplingDefaults(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """What a request to this model gets where it gives no value of its own. The meanings are those
+    of `cortex_core.wire.ipc.Sampling`; None = what the model's makers recommend, or the fixed
+    default."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    typical_p: float | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    dry_sequence_breakers: list[str] | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that are given, by name."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def check(self) -> None:
+        """What a request may not ask for is no default either. Raises InvalidRequest that names
+        `sampling.` and the value at fault."""
+        try:
+            check_ranges(SamplingParameters(**self.given))
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"sampling.{error.message}", param=f"sampling.{error.param}"
+            ) from None

@@ -19,9 +19,11 @@ from cortex_core.config.loading import (
     LoadOptions,
     MainGpu,
     Parallel,
+    SamplingDefaults,
     Share,
     Threads,
 )
+from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import KvType, SplitMode
 
 __all__ = [
@@ -82,6 +84,7 @@ class DefaultModel(LoadOptions, frozen=True, kw_only=True, forbid_unknown_fields
 
     id: str
     device: str | None = None
+    sampling: SamplingDefaults | None = None
 
 
 class NeuronConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,6 +126,7 @@ def load_neuron_config(
     seen: set[str] = set()
     for index, model in enumerate(config.default_models):
         _check_cache(source, f"default_models[{index}]", model, config.engine)
+        _check_sampling(source, f"default_models[{index}]", model.sampling)
         if model.id in seen:
             raise ConfigError(source, f"default_models[{index}].id", f"{model.id!r} is given twice")
         seen.add(model.id)
@@ -139,3 +143,13 @@ def _check_cache(
     if flash is False and kv_type != "f16":
         problem = f"is false, but a KV cache of type {kv_type} needs it"
         raise ConfigError(source, f"{key}.flash_attention", problem)
+
+
+def _check_sampling(source: str, key: str, sampling: SamplingDefaults | None) -> None:
+    """Raises ConfigError."""
+    try:
+        if sampling is not None:
+            sampling.check()
+    except InvalidRequest as error:
+        problem = error.message.removeprefix(f"{error.param}: ")
+        raise ConfigError(source, f"{key}.{error.param}", problem) from None
