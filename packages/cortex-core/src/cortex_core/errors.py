@@ -14,6 +14,7 @@ translated once, at the edge. The tree (HTTP status, code)::
     │   ├── NotFound                     404 not_found
     │   │   └── ModelNotFound            404 model_not_found
     │   ├── MethodNotAllowed             405 method_not_allowed
+    │   ├── RequestTimeout               408 request_timeout
     │   ├── Conflict                     409 conflict
     │   ├── RequestTooLarge              413 request_too_large
     │   ├── PreflightFailed              422 a preflight kind, e.g. gguf_corrupt
@@ -58,6 +59,7 @@ __all__ = [
     "PreflightFailed",
     "RateLimitExceeded",
     "RequestError",
+    "RequestTimeout",
     "RequestTooLarge",
     "ShuttingDown",
     "Stalled",
@@ -158,6 +160,13 @@ class ModelNotFound(NotFound):
 class MethodNotAllowed(RequestError):
     status = 405
     code = "method_not_allowed"
+
+
+class RequestTimeout(RequestError):
+    """The client began a request and did not finish it."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class Conflict(RequestError):
@@ -261,6 +270,7 @@ _BY_CODE: dict[str, type[CortexError]] = {
         NotFound,
         ModelNotFound,
         MethodNotAllowed,
+        RequestTimeout,
         Conflict,
         RequestTooLarge,
         TemplateRenderFailed,
@@ -282,6 +292,7 @@ _OPENAI_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    408: "timeout_error",
     409: "conflict_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -293,6 +304,7 @@ _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    408: "timeout_error",
     413: "request_too_large",
     429: "rate_limit_error",
     500: "api_error",
