@@ -135,6 +135,6 @@ async def test_a_worker_that_is_not_up_is_not_restarted():
 
 async def test_a_neuron_that_is_shutting_down_restarts_nothing():
     fleet = Fleet()
-    fleet.inventory.is_draining = True
+    fleet.inventory.is_stopping = True
     with pytest.raises(ShuttingDown):
         fleet.restart()

@@ -6,14 +6,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from cortex_core.config.neuron import EngineSection
 from cortex_core.errors import (
     Conflict,
     InvalidRequest,
@@ -22,84 +18,18 @@ from cortex_core.errors import (
     NotFound,
     PreflightFailed,
 )
-from cortex_core.fleet.discovery import DeviceState, ModelState, NodeState, WorkerState
-from cortex_core.wire import ipc
+from cortex_core.fleet.discovery import DeviceState, WorkerState
 from neuron.models.operations import OperationRecord, Operations
-from neuron.models.registry import Registry, Wanted
-from neuron.models.resolve import Resolver
-from neuron.streams import RequestStream
-from neuron.supervisor import Supervisor
-from neuron.worker_policy import Limits
-from tests.unit.neuron import scripted_worker
+from neuron.models.registry import Wanted
 from tests.unit.neuron.gguf_bytes import gguf, tensor
-
-SCRIPT = str(Path(scripted_worker.__file__))
-ANYHOW = Wanted()
-
-
-class Node:
-    def __init__(self, registry: Registry, folder: Path) -> None:
-        self.registry = registry
-        self.folder = folder
-
-    async def load(self, model: str, wanted: Wanted = ANYHOW) -> ModelState | None:
-        async with asyncio.timeout(20):
-            record = await self.registry.load(model, wanted)
-            await record.ended()
-            return record.report().result
-
-    async def unload(self, model: str, force: bool = False) -> None:
-        async with asyncio.timeout(20):
-            await self.registry.unload(model, force).ended()
-
-    def generate(self, prompt: str = "hi", model: str = "a.gguf") -> RequestStream:
-        return self.registry.open(ipc.Generate(0, model, prompt, ipc.Sampling()))
-
-    def phase(self, model: str = "a.gguf") -> str | None:
-        return next((m.phase for m in self.registry.state().models if m.id == model), None)
-
-    async def until(self, is_true: Callable[[NodeState], bool]) -> NodeState:
-        async with asyncio.timeout(20):
-            state = await self.registry.feed.beyond(0)
-            while state is not None and not is_true(state):
-                state = await self.registry.feed.beyond(state.version)
-            assert state is not None
-            return state
-
-    def release(self) -> None:
-        """Let the loads of slow workers go on."""
-        (self.folder / "go").touch()
+from tests.unit.neuron.scripted_node import ANYHOW, fill, node
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("a", "b", "refused", "poison"):
-        (tmp_path / f"{name}.gguf").write_bytes(gguf())
-    (tmp_path / "bad.gguf").write_bytes(gguf()[:-1])
+    fill(tmp_path)
     monkeypatch.setenv("SLOW_UNTIL", str(tmp_path / "go"))
     return tmp_path
-
-
-@asynccontextmanager
-async def node(
-    folder: Path, habits: str = "", devices: int = 1, max_waiting: int = 4
-) -> AsyncIterator[Node]:
-    engine = EngineSection(parallel=2, max_waiting=max_waiting)
-    registry = Registry("n", engine, Resolver([str(folder)]))
-    limits = Limits(backoff_first_s=0.01)
-    supervisors = {}
-    for n in range(devices):
-        device = DeviceState(f"cpu:{n}", "cpu", "test", WorkerState("starting"))
-        command = [sys.executable, SCRIPT, habits]
-        supervisors[device.id] = Supervisor(device, limits, registry.changed, command)
-    registry.attach(supervisors)
-    for supervisor in supervisors.values():
-        supervisor.start()
-    try:
-        yield Node(registry, folder)
-    finally:
-        await registry.close()
-        await asyncio.gather(*(s.stop() for s in supervisors.values()))
 
 
 async def test_many_who_want_the_same_model_share_one_load(folder: Path):
@@ -149,9 +79,7 @@ async def test_progress_is_shown_while_loading(folder: Path):
 async def test_a_load_the_worker_refuses_leaves_a_failed_model_that_can_be_tried_again(
     folder: Path,
 ):
-    (folder / "sub").mkdir()
     async with node(folder) as n:
-        os.rename(folder / "refused.gguf", folder / "refused")
         with pytest.raises(PreflightFailed, match="no such tensor"):
             await n.load("refused")
         assert n.phase("refused") == "failed"

@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
-from cortex_core.errors import Fault, ModelLoading, ModelNotFound, NoCapacity, ShuttingDown
+from cortex_core.errors import (
+    Fault,
+    ModelLoading,
+    ModelNotFound,
+    NoCapacity,
+    NodeUnavailable,
+    ShuttingDown,
+)
 from cortex_core.fleet.discovery import DeviceState, ModelLimit, ModelPhase, ModelState
 from cortex_core.wire import ipc
 from neuron.devices import host_memory
@@ -54,11 +61,15 @@ class Entry:
 
 
 class Inventory:
-    """`entries` by model id. Devices and supervisors share their ids, in the order of listing."""
+    """`entries` by model id. Devices and supervisors share their ids, in the order of listing.
+    `holdings` counts the changes of what has a place: whoever gives or takes one adds to it.
+    `is_drained`: an operator wants nothing new here; `is_stopping`: the process is about to end."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.is_draining = False
+        self.is_stopping = False
+        self.is_drained = False
+        self.holdings = 0
         self.entries: dict[str, Entry] = {}
         self.supervisors: dict[str, Supervisor] = {}
         self.devices: dict[str, DeviceState] = {}
@@ -86,7 +97,7 @@ class Inventory:
         }
 
     def ready(self, model: str) -> tuple[Supervisor, ipc.ModelInfo]:
-        """Raises ModelNotFound, ModelLoading, NoCapacity or ShuttingDown."""
+        """Raises ModelNotFound, ModelLoading, NoCapacity, NodeUnavailable or ShuttingDown."""
         self.refuse_when_draining()
         entry = self.entries.get(model)
         if entry is None:
@@ -104,8 +115,22 @@ class Inventory:
             raise NoCapacity(f"the model {model!r} has failed: {why}")
         raise NoCapacity(f"the model {model!r} is being unloaded")
 
+    @property
+    def is_draining(self) -> bool:
+        return self.is_stopping or self.is_drained
+
     def refuse_when_draining(self) -> None:
-        if self.is_draining:
+        """Raises ShuttingDown, or NodeUnavailable while an operator's drain lasts."""
+        self.refuse_when_stopping()
+        if self.is_drained:
+            raise NodeUnavailable(
+                f"the neuron {self.name!r} is drained: it takes no requests and no loads until it "
+                "is undrained"
+            )
+
+    def refuse_when_stopping(self) -> None:
+        """Raises ShuttingDown."""
+        if self.is_stopping:
             raise ShuttingDown(f"the neuron {self.name!r} is shutting down")
 
     def missing(self, model: str) -> ModelNotFound:

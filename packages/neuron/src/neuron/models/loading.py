@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from cortex_core.config.loading import SamplingDefaults
 from cortex_core.config.neuron import EngineSection
 from cortex_core.errors import (
     Conflict,
@@ -55,22 +56,24 @@ class Loading:
         self._pulse = pulse
         self._changed = changed
         self._newest: dict[str, tuple[OperationRecord, Wanted]] = {}  # per model
+        self._sampling: dict[str, SamplingDefaults] = {}  # per model, of its newest load
 
-    async def load(self, model: str, wanted: Wanted) -> OperationRecord:
+    async def load(
+        self, model: str, wanted: Wanted, if_holdings: int | None = None
+    ) -> OperationRecord:
         """Begin a load, or join the one in progress; for a model that is ready nothing is done.
 
-        Raises at once what can be known at once: ShuttingDown, InvalidRequest (an option),
-        Conflict, ModelNotFound, Forbidden, PreflightFailed, NoCapacity.
+        Raises at once what can be known at once: ShuttingDown, NodeUnavailable (drained),
+        InvalidRequest (an option), Conflict (also for other holdings than `if_holdings`),
+        ModelNotFound, Forbidden, PreflightFailed, NoCapacity.
         """
-        self._inventory.refuse_when_draining()
-        self._check_device(wanted)
-        if joined := self._join(model, wanted):
+        if joined := self._join(model, wanted, if_holdings):
             return joined
         header = await asyncio.to_thread(self._inspect, model)
         # While the file was read, somebody else may have begun the same load.
-        self._inventory.refuse_when_draining()
-        if joined := self._join(model, wanted):
+        if joined := self._join(model, wanted, if_holdings):
             return joined
+        self._set_sampling(model, wanted.sampling)
         before = self._running(model)
         if before is None:
             self._place(model, header, wanted)  # refuses now, while the asker listens
@@ -94,13 +97,23 @@ class Loading:
         spec = LoadSpec(model, "", ipc.EngineParams(parallel=self._engine.parallel))
         entry = inventory.entries[model] = Entry(device, spec)
         entry.fault = error.fault
-        self._changed(True)
+        self._holdings_changed()
 
-    def unload(self, model: str, force: bool) -> OperationRecord:
+    def unload(
+        self,
+        model: str,
+        force: bool,
+        *,
+        if_holdings: int | None = None,
+        if_idle: bool = False,
+    ) -> OperationRecord:
         """Begin an unload behind whatever the model is doing, or join the one in progress.
 
-        Running requests are let finish, or are ended now with `force`. Raises ModelNotFound.
+        Running requests are let finish, or are ended now with `force`. Raises ModelNotFound, or
+        Conflict: for other holdings than `if_holdings`, and, with `if_idle`, for a model that is on
+        its way or has requests.
         """
+        self._check_holdings(if_holdings)
         before = self._running(model)
         if before is not None and before.kind == "unload":
             if force:
@@ -108,11 +121,42 @@ class Loading:
             return before
         if before is None and model not in self._inventory.entries:
             raise self._inventory.missing(model)
+        if if_idle:
+            self._check_idle(model, before)
+        if before is None:
+            self._begin_unload(model)  # in this very moment: nothing can begin on an idle model
         record = self._operations.begin("unload", model)
         self._carry_out(record, Wanted(), self._unload(model, force, before))
         return record
 
-    # joining
+    def sampling_of(self, model: str) -> dict[str, Any]:
+        """What the newest load of a model gave as its sampling, by name."""
+        sampling = self._sampling.get(model)
+        return sampling.given if sampling is not None else {}
+
+    # conditions
+
+    def _check_holdings(self, expected: int | None) -> None:
+        actual = self._inventory.holdings
+        if expected is not None and expected != actual:
+            raise Conflict(
+                f"if_holdings: {expected} is not what the node is at ({actual}): models have come "
+                "or gone since; look again",
+                param="if_holdings",
+            )
+
+    def _check_idle(self, model: str, before: OperationRecord | None) -> None:
+        if before is not None:
+            raise Conflict(f"if_idle: {model!r} is being loaded", param="if_idle")
+        state = self._inventory.state_of(model)
+        if state.running or state.waiting:
+            raise Conflict(
+                f"if_idle: {model!r} has {state.running} requests running and {state.waiting} "
+                "waiting",
+                param="if_idle",
+            )
+        if state.phase == "recovering":
+            raise Conflict(f"if_idle: {model!r} is recovering", param="if_idle")
 
     def _check_device(self, wanted: Wanted) -> None:
         known = self._inventory.supervisors
@@ -122,12 +166,30 @@ class Loading:
                 param="device",
             )
 
+    # joining
+
     def _inspect(self, model: str) -> GgufHeader:
         return read_header(self._resolver.resolve(model))
 
-    def _join(self, model: str, wanted: Wanted) -> OperationRecord | None:
-        """The operation that does, or has done, what is wanted; None when there is none.
-        Raises Conflict when the model is there, or will be, with other parameters."""
+    def _join(self, model: str, wanted: Wanted, if_holdings: int | None) -> OperationRecord | None:
+        """The operation that does, or has done, what is wanted; None when there is none, and then
+        nothing stands against a load. Raises what does: ShuttingDown, NodeUnavailable, or Conflict
+        when the model is there, or will be, with other parameters."""
+        self._inventory.refuse_when_draining()
+        self._check_device(wanted)
+        self._check_holdings(if_holdings)
+        joined = self._find(model, wanted)
+        if joined is not None and wanted.sampling is not None:
+            self._set_sampling(model, wanted.sampling)
+        return joined
+
+    def _set_sampling(self, model: str, sampling: SamplingDefaults | None) -> None:
+        if sampling is None:
+            self._sampling.pop(model, None)
+        else:
+            self._sampling[model] = sampling
+
+    def _find(self, model: str, wanted: Wanted) -> OperationRecord | None:
         before = self._running(model)
         if before is not None and before.kind == "unload":
             return None
@@ -207,6 +269,8 @@ class Loading:
         except CortexError as error:
             entry.fault = error.fault
             raise
+        finally:
+            self._holdings_changed()
         return inventory.state_of(model)
 
     def _place(self, model: str, header: GgufHeader, wanted: Wanted) -> None:
@@ -224,7 +288,7 @@ class Loading:
             preflight.footprint,
             self._params(wanted, device),
         )
-        self._changed(True)
+        self._holdings_changed()
 
     def _choose(self, model: str, header: GgufHeader, wanted: Wanted) -> tuple[str, Preflight]:
         """The device that is wanted, or the best one where it fits; the best where it does not fit
@@ -267,20 +331,28 @@ class Loading:
         if entry is None:
             return
         supervisor = inventory.supervisors[entry.device]
-        entry.is_draining = True
-        self._changed(True)
+        if not entry.is_draining:
+            self._begin_unload(model)
         _log.info("unloading", model=model, device=entry.device, force=force)
         if force:
             self._end_requests(model)
         await self._pulse.until(lambda: supervisor.load_of(model) == (0, 0))
         await supervisor.unload(model)
         del inventory.entries[model]
-        self._changed(True)
+        self._holdings_changed()
+
+    def _begin_unload(self, model: str) -> None:
+        self._inventory.entries[model].is_draining = True
+        self._holdings_changed()
 
     def _end_requests(self, model: str) -> None:
         if entry := self._inventory.entries.get(model):
             fault = Fault("upstream_failed", f"the model {model!r} was unloaded by force")
             self._inventory.supervisors[entry.device].cancel(model, fault)
+
+    def _holdings_changed(self) -> None:
+        self._inventory.holdings += 1
+        self._changed(True)
 
     # operations
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from cortex_core.config.loading import LoadOptions
+from cortex_core.config.loading import LoadOptions, SamplingDefaults
 from cortex_core.config.neuron import EngineSection
 from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import EngineParams
@@ -19,15 +19,24 @@ _LIMITS = ("host_cache_mb", "max_step_ms", "max_waiting", "max_wait_s")
 
 
 class Wanted(LoadOptions, frozen=True, kw_only=True):
-    """A load as its asker sees it; None = whatever is configured, or already there."""
+    """A load as its asker sees it; None = whatever is configured, or already there. `source`: the
+    hub to take it from."""
 
     device: str | None = None
+    source: str | None = None
+    sampling: SamplingDefaults | None = None
 
 
 def wanted_of(options: LoadOptions) -> Wanted:
-    """A load request's, or a default model's, with its device where it has one."""
-    given = {name: getattr(options, name) for name in NAMES}
-    return Wanted(**given, device=getattr(options, "device", None))
+    """A load request's, an estimate's or a default model's, with what else it says of a load.
+    Raises InvalidRequest for sampling out of range."""
+    known = options.__struct_fields__
+    wanted = Wanted(
+        **{name: getattr(options, name) for name in Wanted.__struct_fields__ if name in known}
+    )
+    if wanted.sampling is not None:
+        wanted.sampling.check()
+    return wanted
 
 
 def asked(options: LoadOptions) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -68,7 +69,7 @@ class Registry:
         """Admit nothing more and wait until every answer is delivered. False when `limit_s` passed
         first. What still runs then, or when the wait is cancelled, ends with a ShuttingDown."""
         inventory = self._inventory
-        inventory.is_draining = True
+        inventory.is_stopping = True
         self.changed(True)
         try:
             async with asyncio.timeout(limit_s):
@@ -80,6 +81,13 @@ class Registry:
             fault = Fault("shutting_down", f"the neuron {self.name!r} is shutting down")
             for model, entry in inventory.entries.items():
                 inventory.supervisors[entry.device].cancel(model, fault)
+
+    def set_drained(self, is_drained: bool) -> None:
+        """An operator's drain begins or ends: nothing new is taken, what runs goes on. Raises
+        ShuttingDown."""
+        self._inventory.refuse_when_stopping()
+        self._inventory.is_drained = is_drained
+        self.changed(True)
 
     async def close(self) -> None:
         """End every subscription and every operation."""
@@ -93,6 +101,7 @@ class Registry:
 
     @property
     def is_draining(self) -> bool:
+        """Nothing new is taken: an operator wants it so, or the process is about to end."""
         return self._inventory.is_draining
 
     @property
@@ -127,6 +136,7 @@ class Registry:
                 for device, supervisor in inventory.supervisors.items()
             ],
             models=[inventory.state_of(model) for model in inventory.entries],
+            holdings=inventory.holdings,
         )
 
     def operation(self, identity: str) -> OperationRecord:
@@ -139,12 +149,17 @@ class Registry:
         """What the worker said of a model that is ready. Raises as `open`, bar the 429."""
         return self._inventory.ready(model)[1]
 
+    def sampling_defaults(self, model: str) -> dict[str, Any]:
+        """Sampling parameters by name that the newest load of a model asked for; they stand between
+        a request's own and what the model's makers recommend."""
+        return self._loading.sampling_of(model)
+
     def open(self, ask: ipc.Ask) -> RequestStream:
         """Start what is asked; it is in flight until the stream is closed (`async with`).
         `ask.request` is 0: the worker's stream table chooses it.
 
-        Raises ModelNotFound, ModelLoading, NoCapacity, RateLimitExceeded, ShuttingDown, or
-        InvalidRequest for a model of another kind.
+        Raises ModelNotFound, ModelLoading, NoCapacity, RateLimitExceeded, NodeUnavailable,
+        ShuttingDown, or InvalidRequest for a model of another kind.
         """
         model = ask.model
         supervisor, info = self._inventory.ready(model)
@@ -160,17 +175,26 @@ class Registry:
 
     # loading
 
-    async def load(self, model: str, wanted: Wanted) -> OperationRecord:
+    async def load(
+        self, model: str, wanted: Wanted, if_holdings: int | None = None
+    ) -> OperationRecord:
         """See `Loading.load`."""
-        return await self._loading.load(model, wanted)
+        return await self._loading.load(model, wanted, if_holdings)
 
     async def estimate(self, model: str, wanted: Wanted) -> Estimate:
         """See `Loading.estimate`."""
         return await self._loading.estimate(model, wanted)
 
-    def unload(self, model: str, force: bool) -> OperationRecord:
+    def unload(
+        self,
+        model: str,
+        force: bool,
+        *,
+        if_holdings: int | None = None,
+        if_idle: bool = False,
+    ) -> OperationRecord:
         """See `Loading.unload`."""
-        return self._loading.unload(model, force)
+        return self._loading.unload(model, force, if_holdings=if_holdings, if_idle=if_idle)
 
     def restart(self, device: str, drain_s: float) -> OperationRecord:
         """See `Restarting.restart`."""

@@ -31,7 +31,7 @@ class Restarting:
 
         Raises NotFound (device), Conflict for a worker that is not up, and ShuttingDown.
         """
-        self._inventory.refuse_when_draining()
+        self._inventory.refuse_when_stopping()
         supervisor = self._inventory.supervisors.get(device)
         if supervisor is None:
             known = ", ".join(self._inventory.supervisors)

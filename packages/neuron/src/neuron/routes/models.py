@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cortex_core.config.loading import LoadOptions
+from cortex_core.config.loading import LoadOptions, SamplingDefaults
 from cortex_core.config.neuron import NeuronConfig
 from cortex_core.envelopes.parameters import decode_request
 from neuron.answers import json_answer, operation_answer
@@ -22,34 +22,38 @@ ModelId = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
 
 class EstimateRequest(LoadOptions, frozen=True, kw_only=True):
-    """A load that is only thought of."""
+    """A load that is only thought of. `source`: the hub to take the model from."""
 
     model: ModelId
     device: str | None = None
+    source: str | None = None
 
 
-class LoadRequest(LoadOptions, frozen=True, kw_only=True):
-    """`wait`: answer when the model is ready or has failed, not at once with 202."""
+class LoadRequest(EstimateRequest, frozen=True, kw_only=True):
+    """`wait`: answer when the model is ready or has failed, not at once with 202. `if_holdings`:
+    only while the node's `holdings` are these. `sampling`: what requests get unasked."""
 
-    model: ModelId
-    device: str | None = None
     wait: bool = False
+    if_holdings: int | None = None
+    sampling: SamplingDefaults | None = None
 
 
 class UnloadRequest(msgspec.Struct, frozen=True):
-    """`force`: end running requests with an error, instead of waiting for them."""
+    """`force`: end running requests with an error, instead of waiting for them. `if_idle`: only
+    when there are none. `if_holdings`: as for a load."""
 
     model: ModelId
     wait: bool = False
     force: bool = False
+    if_holdings: int | None = None
+    if_idle: bool = False
 
 
 def routes(registry: Registry, config: NeuronConfig) -> list[Route]:
     async def load(request: Request) -> Response:
         asked, _ = decode_request(await request.body(), LoadRequest)
-        return await operation_answer(
-            await registry.load(asked.model, wanted_of(asked)), asked.wait
-        )
+        record = await registry.load(asked.model, wanted_of(asked), asked.if_holdings)
+        return await operation_answer(record, asked.wait)
 
     async def estimate(request: Request) -> Response:
         asked, _ = decode_request(await request.body(), EstimateRequest)
@@ -57,7 +61,10 @@ def routes(registry: Registry, config: NeuronConfig) -> list[Route]:
 
     async def unload(request: Request) -> Response:
         asked, _ = decode_request(await request.body(), UnloadRequest)
-        return await operation_answer(registry.unload(asked.model, asked.force), asked.wait)
+        record = registry.unload(
+            asked.model, asked.force, if_holdings=asked.if_holdings, if_idle=asked.if_idle
+        )
+        return await operation_answer(record, asked.wait)
 
     return [
         Route("/models/load", load, methods=["POST"]),

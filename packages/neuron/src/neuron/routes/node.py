@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 import neuron
 from cortex_core.config.neuron import NeuronConfig
+from cortex_core.envelopes.parameters import decode_request
 from cortex_core.wire import sse
 from neuron.answers import json_answer
 from neuron.models.registry import Registry
@@ -20,6 +22,10 @@ __all__ = ["BEAT_S", "routes"]
 
 BEAT_S = 2.0
 _BEAT = b": beat\n\n"
+
+
+class NoParameters(msgspec.Struct, frozen=True):
+    """A request that says everything by its path."""
 
 
 def routes(registry: Registry, config: NeuronConfig) -> list[Route]:
@@ -41,6 +47,17 @@ def routes(registry: Registry, config: NeuronConfig) -> list[Route]:
         if registry.is_failed:
             return json_answer({"status": "failed", "devices": failures}, 503)
         return json_answer({"status": "ok", "failed_devices": failures} if failures else _OK)
+
+    async def drain(request: Request) -> Response:
+        return await set_drained(request, True)
+
+    async def undrain(request: Request) -> Response:
+        return await set_drained(request, False)
+
+    async def set_drained(request: Request, is_drained: bool) -> Response:
+        decode_request(await request.body() or b"{}", NoParameters)
+        registry.set_drained(is_drained)
+        return json_answer({"draining": registry.is_draining, "in_flight": registry.in_flight})
 
     async def show_state(request: Request) -> Response:
         return json_answer(registry.state())
@@ -65,6 +82,8 @@ def routes(registry: Registry, config: NeuronConfig) -> list[Route]:
         Route("/models", list_models),
         Route("/events", follow),
         Route("/operations/{id}", show_operation),
+        Route("/drain", drain, methods=["POST"]),
+        Route("/undrain", undrain, methods=["POST"]),
     ]
 
 
