@@ -74,10 +74,14 @@ def fill(folder: Path) -> None:
 
 @asynccontextmanager
 async def node(
-    folder: Path, habits: str = "", devices: int = 1, max_waiting: int = 4
+    folder: Path,
+    habits: str = "",
+    devices: int = 1,
+    max_waiting: int = 4,
+    cpu_memory_bytes: int = 0,
 ) -> AsyncIterator[Node]:
     engine = EngineSection(parallel=2, max_waiting=max_waiting)
-    registry = Registry("n", engine, Resolver([str(folder)]))
+    registry = Registry("n", engine, Resolver([str(folder)]), cpu_memory_bytes)
     limits = Limits(backoff_first_s=0.01)
     supervisors = {}
     for n in range(devices):

@@ -51,7 +51,12 @@ class Neuron:
     ) -> None:
         self.name = config.name or platform.node() or "neuron"
         self.config = config = replace(config, name=self.name)
-        self.registry = Registry(self.name, config.engine, _resolver(config))
+        self.registry = Registry(
+            self.name,
+            config.engine,
+            _resolver(config),
+            cpu_memory_bytes=config.devices.memory_mb * 1024 * 1024,
+        )
         self._worker_command = worker_command
         self._devices = Devices(config.devices.cpu_workers)
         self._supervisors: list[Supervisor] = []

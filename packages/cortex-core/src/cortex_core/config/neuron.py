@@ -42,9 +42,12 @@ NodeNameOrAuto = Annotated[str, msgspec.Meta(pattern="^([A-Za-z0-9][A-Za-z0-9._-
 
 
 class DevicesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`cpu_workers`: how many CPU devices to offer; 0 = one where there is no GPU, else none."""
+    """`cpu_workers`: how many CPU devices to offer; 0 = one where there is no GPU, else none.
+    `memory_mb`: what each of them pretends to have, 0 = the host's memory, shared; several nodes of
+    one machine can then be tried out as if each had its own."""
 
     cpu_workers: CountOrAuto = 0
+    memory_mb: CountOrAuto = 0
 
 
 class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -63,10 +63,12 @@ class Entry:
 class Inventory:
     """`entries` by model id. Devices and supervisors share their ids, in the order of listing.
     `holdings` counts the changes of what has a place: whoever gives or takes one adds to it.
-    `is_drained`: an operator wants nothing new here; `is_stopping`: the process is about to end."""
+    `is_drained`: an operator wants nothing new here; `is_stopping`: the process is about to end.
+    `cpu_memory_bytes`: what each CPU device pretends to have; 0 = the host's memory, shared."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cpu_memory_bytes: int = 0) -> None:
         self.name = name
+        self._cpu_memory_bytes = cpu_memory_bytes
         self.is_stopping = False
         self.is_drained = False
         self.holdings = 0
@@ -192,10 +194,21 @@ class Inventory:
 
     # memory
 
+    def device(self, device: str) -> DeviceState:
+        """As it was last read; a CPU that pretends has what it pretends."""
+        state = self.devices[device]
+        if state.kind == "cpu" and self._cpu_memory_bytes:
+            room = self._pretended(device)
+            state = replace(
+                state, memory_total_bytes=room.total_bytes, memory_free_bytes=room.free_bytes
+            )
+        return replace(state, worker=self.supervisors[device].worker)
+
     def candidate(self, device: str) -> Candidate:
         state = self.devices[device]
         models = sum(1 for entry in self.entries.values() if entry.device == device)
-        room = self.host if state.kind == "cpu" else self._gpu(device)
+        host, gpus = self.rooms(device)
+        room = gpus[0] if gpus else host
         return Candidate(
             device, state.kind == "cpu", room.free_bytes, models, self.failures.get(device)
         )
@@ -204,12 +217,26 @@ class Inventory:
         """The host's memory and the GPUs that the worker of a device sees. Free is what the driver
         says, less what loads under way will take; the model `besides` is not counted."""
         if self.devices[device].kind == "cpu":
-            return replace(self._host(besides), device=device), []
+            room = replace(self._host(besides), device=device)
+            if self._cpu_memory_bytes:
+                pretended = self._pretended(device, besides)
+                # What is not really there cannot be had either.
+                free = [r.free_bytes for r in (pretended, room) if r.free_bytes is not None]
+                room = replace(pretended, free_bytes=min(free))
+            return room, []
         return self._host(besides), [self._gpu(device, besides)]
 
-    @property
-    def host(self) -> Room:
-        return self._host()
+    def _pretended(self, device: str, besides: str = "") -> Room:
+        """What a CPU pretends to have, less what its models take: measured, or what is promised to
+        those on their way."""
+        free = self._cpu_memory_bytes
+        for model, entry in self.entries.items():
+            if model == besides or entry.device != device:
+                continue
+            state = self.state_of(model)
+            if state.phase != "failed" and entry.footprint is not None:
+                free -= state.memory_bytes or entry.footprint.total_bytes
+        return Room(device, max(free, 0), self._cpu_memory_bytes)
 
     def _host(self, besides: str = "") -> Room:
         of_host = next((d for d in self.devices.values() if d.kind == "cpu"), None)

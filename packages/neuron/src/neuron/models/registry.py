@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from msgspec.structs import replace
-
 from cortex_core.config.neuron import EngineSection
 from cortex_core.errors import CortexError, Fault, RateLimitExceeded
 from cortex_core.fleet.discovery import DeviceState, NodeState
@@ -34,11 +32,14 @@ __all__ = ["Registry", "Wanted"]
 
 
 class Registry:
-    def __init__(self, name: str, engine: EngineSection, resolver: Resolver) -> None:
+    def __init__(
+        self, name: str, engine: EngineSection, resolver: Resolver, cpu_memory_bytes: int = 0
+    ) -> None:
+        """`cpu_memory_bytes`: see `Inventory`."""
         self.name = name
         self.boot = uuid4().hex
         self._engine = engine
-        self._inventory = Inventory(name)
+        self._inventory = Inventory(name, cpu_memory_bytes)
         self._operations = Operations(self.boot)
         self._pulse = Pulse()
         self._loading = Loading(
@@ -131,10 +132,7 @@ class Registry:
             boot=self.boot,
             version=version,
             draining=self.is_draining,
-            devices=[
-                replace(inventory.devices[device], worker=supervisor.worker)
-                for device, supervisor in inventory.supervisors.items()
-            ],
+            devices=[inventory.device(device) for device in inventory.supervisors],
             models=[inventory.state_of(model) for model in inventory.entries],
             holdings=inventory.holdings,
         )
