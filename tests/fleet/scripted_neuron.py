@@ -18,6 +18,7 @@ import msgspec
 
 from cortex_core.fleet.discovery import DeviceState, ModelState, NodeState, WorkerState
 from cortex_gateway.proxy import PATHS
+from tests.fleet.shelf import ROOM_BYTES, Shelf
 
 __all__ = ["Call", "Script", "ScriptedNeuron", "chunks_of", "completion"]
 
@@ -110,8 +111,10 @@ class ScriptedNeuron:
         self.name = name
         self.port = 0
         self.state = NodeState(
-            name, f"{name}-boot-1", 1, False, [_device()], [_model(model) for model in models]
+            name, f"{name}-boot-1", 1, False, [], [_model(model) for model in models]
         )
+        self.shelf = Shelf(self)
+        self.state = msgspec.structs.replace(self.state, devices=[self._device()])
         self.first_state = self.state
         self.is_beating = True
         self.token: str | None = None
@@ -142,6 +145,7 @@ class ScriptedNeuron:
 
     async def disappear(self) -> None:
         """As if the process were killed: connections break, new ones are refused."""
+        await self.shelf.close()
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -158,6 +162,7 @@ class ScriptedNeuron:
         self.is_beating = True
         self.calls.clear()
         self.orders.clear()
+        self.shelf.reset()
         if self._server is None:
             await self.appear()
         await self.show(models=self.first_state.models, draining=False)
@@ -166,6 +171,8 @@ class ScriptedNeuron:
         """Change the state and send it to whoever follows. `version` counts up by itself."""
         changes.setdefault("version", self.state.version + 1)
         self.state = msgspec.structs.replace(self.state, **changes)
+        if "devices" not in changes:
+            self.state = msgspec.structs.replace(self.state, devices=[self._device()])
         await self.show_raw(self._event())
 
     async def show_raw(self, event: bytes) -> None:
@@ -205,10 +212,33 @@ class ScriptedNeuron:
             await self._be_followed(call)
         elif call.path in PATHS:
             self.calls.append(call)
-            await self.script(call)
+            await self._generate(call)
         else:
             self.orders.append(call)
-            await call.answer({"echo": [call.method, call.path, call.body.decode()]}, 202)
+            if not await self.shelf.answer(call):
+                await call.answer({"error": {"message": call.path, "code": "not_found"}}, 404)
+
+    async def _generate(self, call: Call) -> None:
+        """The script, while whose work its model counts as busy."""
+        try:
+            model = call.json["model"]
+        except (ValueError, TypeError, KeyError):
+            model = ""
+        self.shelf.busy[model] += 1
+        try:
+            await self.script(call)
+        finally:
+            self.shelf.busy[model] -= 1
+
+    def _device(self) -> DeviceState:
+        return DeviceState(
+            "cpu",
+            "cpu",
+            "a scripted CPU",
+            WorkerState("ready", 1),
+            memory_total_bytes=ROOM_BYTES,
+            memory_free_bytes=self.shelf.free_bytes,
+        )
 
     async def _be_followed(self, call: Call) -> None:
         await call.start_stream()
@@ -282,10 +312,6 @@ async def answer_hello(call: Call) -> None:
 def _head(status: int, headers: dict[str, str]) -> bytes:
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"HTTP/1.1 {status} Scripted\r\n{lines}\r\n".encode()
-
-
-def _device() -> DeviceState:
-    return DeviceState("cpu", "cpu", "a scripted CPU", WorkerState("ready", 1))
 
 
 def _model(model: str) -> ModelState:
