@@ -35,6 +35,10 @@ PRESETS: dict[str, ModelShape | MambaShape | BertShape] = {
         context=2048,
         tied=False,
     ),
+    # Its messages have headers that say which channel they go to.
+    "tiny-channels": ModelShape(
+        arch="internlm2", layers=2, width=64, heads=4, kv_heads=2, ffn=128, vocab=1500, tied=False
+    ),
     # One for each kind of memory that llama.cpp keeps besides plain cells.
     "tiny-sliding": SlidingShape(context=8192),
     "tiny-mamba": MambaShape(context=8192),

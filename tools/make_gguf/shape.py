@@ -100,7 +100,7 @@ class ModelShape:
     context: int = 4096
     tied: bool = True
 
-    ARCHITECTURES: ClassVar[tuple[str, ...]] = ("qwen3", "llama")
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ("qwen3", "llama", "internlm2")
 
     def __post_init__(self) -> None:
         if self.arch not in self.ARCHITECTURES:

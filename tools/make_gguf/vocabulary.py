@@ -42,7 +42,8 @@ class _Dialect:
 
 
 # In Qwen's files thinking and tool markers are user-defined (printed even where control tokens are
-# hidden); in Mistral's they are control tokens. Both kinds are here so that code meets both.
+# hidden); in Mistral's they are control tokens. In gpt-oss's there are no pairs: each message says
+# in a header which channel it goes to. All kinds are here so that code meets all.
 _CHATML = _Dialect(
     pre_type="qwen2",
     special={
@@ -86,7 +87,26 @@ _BRACKETS = _Dialect(
     adds_bos=True,
     template="bracket.jinja",
 )
-_DIALECTS = {"llama": _BRACKETS}  # by architecture; every other one speaks ChatML
+_CHANNELS = _Dialect(
+    pre_type="gpt-4o",
+    special={
+        "<|startoftext|>": "control",
+        "<|endoftext|>": "control",
+        "<|return|>": "control",
+        "<|constrain|>": "control",
+        "<|channel|>": "control",
+        "<|start|>": "control",
+        "<|end|>": "control",
+        "<|message|>": "control",
+        "<|call|>": "control",
+    },
+    bos="<|startoftext|>",
+    eos="<|return|>",
+    adds_bos=False,
+    template="channels.jinja",
+)
+# By architecture; every other one speaks ChatML.
+_DIALECTS = {"llama": _BRACKETS, "internlm2": _CHANNELS}
 
 # Letters in rough order of frequency, repeated by weight: made-up words then share pieces with
 # real ones, and English costs about a third of a token per letter, as with a trained tokenizer.

@@ -12,7 +12,7 @@ from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import Grammar
 from neuron.worker import gbnf, llama
 from neuron.worker.grammar import ContentGuide, Grammars
-from neuron.worker.reasoning import Markers, ReasoningState, may_begin
+from neuron.worker.reasoning import Markers, PairState
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ MARKERS = Markers(1, 2, ("<think>", "</think>"))
     ],
 )
 def test_reasoning_may_begin_where_its_turn_has_none_yet(prompt: list[int], may: bool) -> None:
-    assert may_begin(prompt, MARKERS, {9}) is may
+    assert MARKERS.opening(prompt, {9}) == (1 if may else None)
 
 
 class _OnlyToken:
@@ -144,9 +144,9 @@ def allowed(guide: ContentGuide) -> list[int]:
 
 
 def test_a_content_guide_follows_the_answer_through_its_block() -> None:
-    state = ReasoningState(MARKERS, is_inside=False)
+    state = PairState(MARKERS, is_inside=False)
     inner = _OnlyToken(7)
-    guide = ContentGuide(inner, state, MARKERS, ends={9}, may_begin=True)
+    guide = ContentGuide(inner, state, barred={9}, opening=1)
 
     def take(token: int) -> None:
         guide.accept(token)
@@ -165,7 +165,7 @@ def test_a_content_guide_follows_the_answer_through_its_block() -> None:
 
 
 def test_content_that_has_begun_is_not_interrupted() -> None:
-    state = ReasoningState(MARKERS, is_inside=False)
-    guide = ContentGuide(_OnlyToken(7), state, MARKERS, ends={9}, may_begin=True)
+    state = PairState(MARKERS, is_inside=False)
+    guide = ContentGuide(_OnlyToken(7), state, barred={9}, opening=1)
     guide.accept(7)
     assert allowed(guide) == [7]

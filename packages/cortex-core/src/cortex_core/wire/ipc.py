@@ -306,9 +306,9 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """Text that became complete in a step. A `marker` is the text of a reasoning marker itself.
-    `scores`, where they were asked for, are of the tokens that begin in this text, and at the end
-    also of those that made no text."""
+    """Text that became complete in a step. A `marker` is the text of a reasoning marker itself, or
+    the whole header of a message. `scores`, where they were asked for, are of the tokens that begin
+    in this text, and at the end also of those that made no text."""
 
     request: int
     text: str

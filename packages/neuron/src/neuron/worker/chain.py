@@ -104,6 +104,10 @@ class Chain:
             for token in history[-self._reach :].tolist():
                 lib.llama_sampler_accept(self._handle, token)
 
+    def accept(self, token: int) -> None:
+        """It came without having been drawn."""
+        lib.llama_sampler_accept(self._handle, token)
+
     def sample(self, context: llama.Context, row: int) -> int:
         """Draw from a row of the context's logits as they now are in its memory; `row` counts
         back from the last output, -1."""

@@ -394,11 +394,14 @@ class Engine:
         raise RuntimeError(f"llama_decode failed with {code} {cause}".rstrip())
 
     def _choose(self, stream: Stream, logits: np.ndarray, row: int) -> int | CortexError:
+        forced = stream.forced
         if stream.sampler is None:
-            return int(logits[row].argmax())
+            return int(logits[row].argmax()) if forced is None else forced
         history = self._kv.tokens(stream.slot)
         try:
-            return stream.sampler.choose(logits, row, history, len(stream.prompt), self._context)
+            return stream.sampler.choose(
+                logits, row, history, len(stream.prompt), self._context, forced
+            )
         except CortexError as error:
             return error
 

@@ -15,7 +15,7 @@ from cortex_core.errors import InvalidRequest
 from neuron.worker import llama
 from neuron.worker.chain import CANDIDATE, apply
 
-__all__ = ["FirstBytes", "GbnfGuide"]
+__all__ = ["FirstBytes", "GbnfGuide", "keep"]
 
 lib = llama.lib  # pyright: ignore[reportPrivateImportUsage]
 
@@ -105,9 +105,9 @@ class GbnfGuide:
         if 0 < wanted < _LOOKED_AT < len(logits):
             allowed = self._allowed(_likeliest(logits))
             if len(allowed) >= wanted:
-                _keep(logits, allowed)
+                keep(logits, allowed)
                 return
-        _keep(logits, self._allowed(np.flatnonzero(logits > -np.inf).astype(np.int32)))
+        keep(logits, self._allowed(np.flatnonzero(logits > -np.inf).astype(np.int32)))
 
     def _allowed(self, tokens: Int32s) -> Int32s:
         """A few at a time, then more, to notice before it is too late that they take long: some
@@ -151,7 +151,8 @@ def _likeliest(logits: Floats) -> Int32s:
     return np.flatnonzero((logits >= least) & (logits > -np.inf)).astype(np.int32)
 
 
-def _keep(logits: Floats, tokens: Int32s) -> None:
+def keep(logits: Floats, tokens: Int32s) -> None:
+    """Make all other tokens impossible."""
     values = logits[tokens]
     logits[:] = -np.inf
     logits[tokens] = values

@@ -19,8 +19,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import CallForm, Calls, Constraint, Grammar
 from neuron.worker import llama
-from neuron.worker.gbnf import FirstBytes, GbnfGuide
-from neuron.worker.reasoning import Markers, ReasoningState
+from neuron.worker.gbnf import FirstBytes, GbnfGuide, keep
+from neuron.worker.reasoning import ReasoningState
 
 __all__ = ["ContentGuide", "Grammars", "Guide", "MatcherGuide"]
 
@@ -67,37 +67,43 @@ class ContentGuide:
         self,
         guide: Guide,
         reasoning: ReasoningState,
-        markers: Markers,
         *,
-        ends: Iterable[int],
-        may_begin: bool,
+        barred: Iterable[int],
+        opening: int | None,
     ) -> None:
         """`reasoning` is the answer's own; it hears of a token only after it was accepted here.
-        `may_begin`: the answer may open with reasoning."""
+        `barred`: what may not come inside of reasoning. `opening`: the token with which the answer
+        may open a block instead of beginning its content."""
         self._guide = guide
         self._reasoning = reasoning
-        self._open = markers.open
-        self._ends = np.array(sorted(ends), np.int32)
-        self._may_begin = may_begin
+        self._barred = np.array(sorted(barred), np.int32)
+        self._opening = opening
 
     @property
     def is_complete(self) -> bool:
-        return not self._reasoning.is_inside and self._guide.is_complete
+        return self._is_in_content and self._guide.is_complete
+
+    @property
+    def _is_in_content(self) -> bool:
+        state = self._reasoning
+        return not (state.is_inside or state.is_in_header or state.expected)
 
     def restrict(self, logits: Floats, wanted: int) -> None:
-        if self._reasoning.is_inside:
-            logits[self._ends] = -np.inf
-            return
-        opening = logits[self._open]
-        self._guide.restrict(logits, wanted)
-        if self._may_begin:
-            logits[self._open] = opening
+        if expected := self._reasoning.expected:
+            keep(logits, np.array(sorted(expected), np.int32))
+        elif not self._is_in_content:
+            logits[self._barred] = -np.inf
+        elif self._opening is None:
+            self._guide.restrict(logits, wanted)
+        else:
+            logit = logits[self._opening]
+            self._guide.restrict(logits, wanted)
+            logits[self._opening] = logit
 
     def accept(self, token: int) -> None:
-        is_opening = self._may_begin and token == self._open
-        self._may_begin = False
-        if not (is_opening or self._reasoning.is_inside):
+        if self._is_in_content and token != self._opening:
             self._guide.accept(token)
+        self._opening = None
 
     def free(self) -> None:
         self._guide.free()

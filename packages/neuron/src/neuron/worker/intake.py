@@ -23,7 +23,7 @@ from neuron.worker.grammar import ContentGuide, Grammars, Guide
 from neuron.worker.llama import Int32s
 from neuron.worker.load import LoadedModel
 from neuron.worker.prompt import prompt_tokens, turn_boundaries
-from neuron.worker.reasoning import ReasoningState, may_begin, starts_inside
+from neuron.worker.reasoning import ReasoningState
 from neuron.worker.sampling import Sampler, sampler_for
 from neuron.worker.stream import Stream
 
@@ -50,9 +50,7 @@ class Intake:
         self._loaded = loaded
         self._vocabulary = loaded.model.vocabulary
         self._can_trim = can_trim
-        markers = loaded.markers
-        special = () if markers is None else (markers.open, markers.close)
-        self._grammars = Grammars(loaded.model, special)
+        self._grammars = Grammars(loaded.model, loaded.marks.ids if loaded.marks else ())
         self._thread: ThreadPoolExecutor | None = None
 
     def prepare(self, command: Generate, then: Callable[[Prepared], None]) -> None:
@@ -83,9 +81,13 @@ class Intake:
         limit = self._limit(command, len(prompt))
         ends = self._vocabulary.end_ids
         reasoning = None
-        if (markers := self._loaded.markers) and not command.is_raw:
-            is_inside = starts_inside(prompt.tolist(), markers, ends)
-            reasoning = ReasoningState(markers, is_inside=is_inside)
+        if (marks := self._loaded.marks) and not command.is_raw:
+            reasoning = marks.follow(
+                prompt.tolist(),
+                ends,
+                limit=command.max_thinking_tokens,
+                is_constrained=command.constraint is not None,
+            )
         return Stream(
             command,
             prompt,
@@ -135,13 +137,8 @@ class Intake:
         if command.constraint is None:
             return None
         guide = self._grammars.compile(command.constraint)
-        markers, ends = self._loaded.markers, self._vocabulary.end_ids
-        if reasoning is None or markers is None:
+        marks, ends = self._loaded.marks, self._vocabulary.end_ids
+        if reasoning is None or marks is None:
             return guide
-        return ContentGuide(
-            guide,
-            reasoning,
-            markers,
-            ends=ends,
-            may_begin=may_begin(prompt.tolist(), markers, ends),
-        )
+        opening = marks.opening(prompt.tolist(), ends)
+        return ContentGuide(guide, reasoning, barred=marks.strays | ends, opening=opening)

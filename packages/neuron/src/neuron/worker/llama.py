@@ -185,7 +185,6 @@ class Vocabulary:
         is_end = lib.llama_vocab_is_eog
         self.end_ids = frozenset(i for i in range(self.size) if is_end(handle, i))
         self._pieces: list[bytes | None] = [None] * self.size
-        self._buffer = ctypes.create_string_buffer(256)
 
     def text_of(self, token: int) -> str:
         """How the vocabulary writes a token, e.g. `<|im_end|>`; empty for an absent one."""
@@ -201,7 +200,7 @@ class Vocabulary:
         return piece
 
     def _read_piece(self, token: int) -> bytes:
-        buffer = self._buffer
+        buffer = ctypes.create_string_buffer(256)
         size = lib.llama_token_to_piece(self._handle, token, buffer, len(buffer), 0, True)
         if size < 0:
             self._buffer = buffer = ctypes.create_string_buffer(-size)

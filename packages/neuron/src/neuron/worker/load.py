@@ -28,10 +28,11 @@ from neuron.models.kind import kind_of
 from neuron.models.layout import SMALL_FILE_BYTES, flash_attention_of, plan_kv
 from neuron.models.pooling import plan_passes, pools_last
 from neuron.worker import llama
+from neuron.worker.channels import find_marks
 from neuron.worker.detokenize import Pieces
 from neuron.worker.gauge import Gauge
 from neuron.worker.pooled import PooledContext
-from neuron.worker.reasoning import Markers, find_markers
+from neuron.worker.reasoning import Marks
 
 __all__ = ["LoadedModel", "LoadedPooler", "load", "resident_bytes"]
 
@@ -59,7 +60,7 @@ class LoadedModel:
     info: ModelInfo
     params: EngineParams
     pieces: Pieces
-    markers: Markers | None
+    marks: Marks | None
     open_context: Callable[[], llama.Context]
     widest_bridge: int
 
@@ -178,10 +179,10 @@ def load(
             raise _failure(path, error) from None
         _warm_up(path, context)
         vocabulary = model.vocabulary
-        markers = find_markers(lambda text: vocabulary.tokenize_bare(text).tolist())
+        marks = find_marks(lambda text: vocabulary.tokenize_bare(text).tolist(), vocabulary.piece)
         info = replace(
             describe(context_size),
-            reasoning=markers.text if markers else None,
+            reasoning=marks.text if marks else None,
             kv=plan.layout,
             kv_type=params.kv_type,
             cells=plan.cells,
@@ -196,7 +197,7 @@ def load(
         info,
         params,
         pieces,
-        markers,
+        marks,
         open_context,
         _widest_bridge(is_cpu, is_small),
     )

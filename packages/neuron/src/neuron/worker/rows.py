@@ -44,7 +44,7 @@ class Rows:
         context.tokens[self._at] = [stream.token for stream in streams]
         context.outputs[:size] = 0
         context.outputs[self._at] = 1
-        self.is_plain = all(stream.sampler is None for stream in streams)
+        self.is_plain = all(stream.is_plain for stream in streams)
         unending = [row for row, stream in enumerate(streams) if stream.is_unending]
         self._masked = (np.array(unending)[:, None], end_ids) if unending else None
 

@@ -138,14 +138,27 @@ class Sampler:
         return self._guide is not None and self._guide.is_complete
 
     def choose(
-        self, logits: Floats, row: int, history: Int32s, prompt_size: int, context: Context
+        self,
+        logits: Floats,
+        row: int,
+        history: Int32s,
+        prompt_size: int,
+        context: Context,
+        forced: int | None = None,
     ) -> int:
         """The token after `history` (prompt and answer), from row `row` of all `logits`, which
-        is changed. Raises InvalidRequest where a constraint cannot be held to."""
+        is changed; or the `forced` one, of which it then only takes note. Raises InvalidRequest
+        where a constraint cannot be held to."""
         if self._is_first:
             self._is_first = False
             if self._chain is not None:
                 self._chain.remember(history)
+        if forced is not None:
+            if self._chain is not None:
+                self._chain.accept(forced)
+            if self._guide is not None:
+                self._guide.accept(forced)
+            return forced
         values = logits[row]
         untouched = None if self._top_logprobs is None else values.copy()
         token = self._end_or_none(values, history, prompt_size)

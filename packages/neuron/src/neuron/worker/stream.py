@@ -21,7 +21,8 @@ __all__ = ["Stream"]
 
 class Stream(Sequence):
     """`limit` tokens at most. `token` is the last one chosen; its KV is not computed yet.
-    `is_unending`: no end-of-generation token may be chosen, and no sampler sees to that. `todo` are
+    `is_plain`: its tokens are the likeliest, whatever has come before. `is_unending`: no
+    end-of-generation token may be chosen, and no sampler sees to that. `todo` are
     the tokens to compute before it runs: the prompt, or for one that `resumes` all it had.
     `deadline` is on the monotonic clock and counts until it has `started`."""
 
@@ -29,12 +30,14 @@ class Stream(Sequence):
         "_channel",
         "_content",
         "_ends",
+        "_header",
         "_reasoning",
         "_scores",
         "_thought",
         "cached",
         "completion",
         "deadline",
+        "is_plain",
         "is_unending",
         "limit",
         "parked",
@@ -77,6 +80,8 @@ class Stream(Sequence):
         self.parked: Parked | None = None
         self.limit = limit
         self.sampler = sampler
+        is_limited = reasoning is not None and command.max_thinking_tokens is not None
+        self.is_plain = sampler is None and not is_limited
         self.is_unending = command.sampling.ignore_eos and sampler is None
         self.token = -1
         self.cached = 0
@@ -86,9 +91,15 @@ class Stream(Sequence):
         self._thought = TextStream(pieces)
         self._scores = None if command.top_logprobs is None else ScoreLog(pieces)
         self._reasoning = reasoning
+        self._header = ""  # of a marker that is not yet complete
         self._channel: Channel = "content"
         if reasoning is not None and reasoning.is_inside:
             self._channel = "reasoning"
+
+    @property
+    def forced(self) -> int | None:
+        """The token that has to come next, if there is only one."""
+        return None if self._reasoning is None else self._reasoning.forced
 
     def take(self, token: int, deltas: list[Delta]) -> FinishReason | None:
         """The answer's next token: append what text it completes; say so if it was the last."""
@@ -100,7 +111,7 @@ class Stream(Sequence):
         if self._reasoning is None:
             self._take_content(token, deltas)
         else:
-            self._take_tagged(token, self._reasoning.channel(token), deltas)
+            self._take_tagged(token, self._reasoning, deltas)
         if self._content.is_stopped:
             return "stop"
         if self.sampler is not None and self.sampler.is_complete:
@@ -111,7 +122,8 @@ class Stream(Sequence):
             return "length"
         return None
 
-    def _take_tagged(self, token: int, channel: Channel, deltas: list[Delta]) -> None:
+    def _take_tagged(self, token: int, reasoning: ReasoningState, deltas: list[Delta]) -> None:
+        channel = reasoning.channel(token)
         if channel != self._channel:
             self.flush(deltas)
             self._channel = channel
@@ -120,6 +132,10 @@ class Stream(Sequence):
             return
         text = self._thought.push(token)
         if channel == "marker":
+            text, self._header = self._header + text, ""
+            if reasoning.is_in_header:
+                self._header = text
+                return
             text += self._thought.flush()
         if text:
             deltas.append(Delta(self.request, text, channel))
@@ -139,7 +155,8 @@ class Stream(Sequence):
     def flush(self, deltas: list[Delta]) -> None:
         """Append text held back in the current channel; no more of it is coming."""
         if self._channel != "content":
-            if text := self._thought.flush():
+            text, self._header = self._header + self._thought.flush(), ""
+            if text:
                 deltas.append(Delta(self.request, text, self._channel))
             return
         text = self._content.flush()
