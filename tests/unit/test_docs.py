@@ -13,11 +13,16 @@ import pytest
 
 from cortex_cli.app import cortex
 from cortex_core.config.gateway import GatewayConfig, load_gateway_config
+from cortex_core.config.models import ModelsConfig, load_models
 from cortex_core.config.neuron import NeuronConfig, load_neuron_config
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "configuration.md").read_text("utf-8")
-CONFIGS: dict[str, type[msgspec.Struct]] = {"CORTEX_": GatewayConfig, "NEURON_": NeuronConfig}
+CONFIGS: dict[str, type[msgspec.Struct]] = {
+    "CORTEX_": GatewayConfig,
+    "NEURON_": NeuronConfig,
+    "": ModelsConfig,  # has no variables
+}
 
 
 def _fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -64,7 +69,7 @@ def test_every_key_is_documented_with_its_default(prefix: str, key: str, default
 
 
 @pytest.mark.parametrize(
-    ("prefix", "key"), [(prefix, key) for prefix, key, _ in KEYS if "[]" not in key]
+    ("prefix", "key"), [(prefix, key) for prefix, key, _ in KEYS if prefix and "[]" not in key]
 )
 def test_every_key_is_documented_with_its_variable(prefix: str, key: str) -> None:
     assert f"`{prefix}{key.upper().replace('.', '__')}`" in _cells(key)
@@ -80,12 +85,15 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_loads(path: Path) -> None:
+    if path.name.startswith("models"):
+        load_models(path)
+        return
     load = load_neuron_config if path.name.startswith("neuron") else load_gateway_config
     load(path, environment={})
 
 
 def test_there_is_an_example_of_each_file() -> None:
-    assert {"cortex.toml", "neuron.toml"} <= {path.name for path in EXAMPLES}
+    assert {"cortex.toml", "models.toml", "neuron.toml"} <= {path.name for path in EXAMPLES}
 
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

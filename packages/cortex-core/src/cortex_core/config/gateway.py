@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from cortex_core.config.loader import ConfigError, load_config, parse_address
+from cortex_core.config.models import load_models
 
 __all__ = [
     "EvictionSection",
@@ -28,7 +30,10 @@ RESERVED = frozenset({"CORTEX_URL"})
 
 
 class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Timeouts are for connecting, for the first byte, and between bytes; never for the whole."""
+    """Timeouts are for connecting, for the first byte, and between bytes; never for the whole.
+    `models` is the catalogue's file, beside this one if it is relative. `max_waiting` requests
+    wait for one model at most, each for `max_wait_s` at most. What was learned is kept in
+    `state_dir`; None = for as long as the gateway runs."""
 
     listen: str = "0.0.0.0:31313"
     metrics_listen: str = "0.0.0.0:31314"
@@ -37,11 +42,23 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout_s: Positive = 120.0
     max_body_mb: Annotated[int, msgspec.Meta(ge=1)] = 64
     drain_s: Seconds = 30.0
+    models: str | None = None
+    max_waiting: Annotated[int, msgspec.Meta(ge=1)] = 256
+    max_wait_s: Positive = 600.0
+    state_dir: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class EvictionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`strategy`: the longest unused model makes room first, or the one of the lowest class that
+    is cheapest to load again. A model stays for `min_residency_s` after its load unless clearly
+    more want another. Where all who could make room are busy for `drain_after_s`, one of them gets
+    no new requests. After `defrag_after_cycles` loads and unloads an idle worker is restarted;
+    0 = never."""
+
     strategy: Literal["lru", "priority"] = "lru"
+    min_residency_s: Seconds = 30.0
+    drain_after_s: Seconds = 30.0
     defrag_after_cycles: Annotated[int, msgspec.Meta(ge=0)] = 50
 
 
@@ -64,11 +81,14 @@ def load_gateway_config(
     environment: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> GatewayConfig:
-    """The gateway's effective configuration. Raises ConfigError."""
+    """The gateway's effective configuration; its catalogue is checked too. Raises ConfigError."""
     environment = os.environ if environment is None else environment
     config = load_config(
         GatewayConfig, path, environment, "CORTEX_", flags=flags, reserved=RESERVED
     )
+    if config.gateway.models is not None and path is not None:
+        beside = replace(config.gateway, models=str(path.parent / config.gateway.models))
+        config = replace(config, gateway=beside)
     _check(config, str(path or "configuration"))
     return config
 
@@ -97,3 +117,5 @@ def _check(config: GatewayConfig, source: str) -> None:
             raise ConfigError(
                 source, f"neurons[{index}].token_file", f"no such file: {neuron.token_file}"
             )
+    if config.gateway.models is not None:
+        load_models(Path(config.gateway.models), [neuron.name for neuron in config.neurons])
