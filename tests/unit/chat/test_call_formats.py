@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from neuron.chat.calls.machine import is_object
 from neuron.chat.pieces import CallArguments, CallStarted, Piece, Text
+from neuron.chat.tool_calls import reader_for
 from tests.unit.chat.called import Seen, cut, parser, read, seen, tool
 
 WEATHER = tool("get_weather", city={"type": "string"}, days={"type": "integer"})
@@ -287,6 +288,27 @@ def test_a_string_value_is_passed_on_as_it_comes():
 
 def test_the_marks_around_a_response_are_no_content():
     assert _read("action", "<|START_RESPONSE|>Paris.<|END_RESPONSE|>") == ["Paris."]
+
+
+def test_without_tools_the_marks_around_a_response_are_hidden_and_nothing_is_a_call():
+    call = '<|START_ACTION|>[{"tool_name": "add", "parameters": {}}]<|END_ACTION|>'
+    text = f" <|START_RESPONSE|>{call} it is.\n<|END_RESPONSE|>"
+    for chunks in ([text], list(text)):
+        reader = reader_for(TAUGHT["action"])
+        assert reader is not None
+        events = [event for chunk in chunks for event in reader.feed(chunk)] + reader.finish()
+        assert seen(events) == [f" {call} it is.\n"]
+
+
+@pytest.mark.parametrize("name", sorted(TAUGHT.keys() - {"action"}))
+def test_without_tools_and_without_framing_an_answer_is_left_as_it_is(name: str):
+    assert reader_for(TAUGHT[name]) is None
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_with_tools_an_answer_is_read_as_their_format_has_it(name: str):
+    reader, machine = reader_for(TAUGHT[name], TOOLS), parser(TAUGHT[name], TOOLS)
+    assert type(reader) is type(machine)
 
 
 # calls addressed by a message's header

@@ -18,7 +18,7 @@ from neuron.chat.calls.keyed_calls import KeyedCalls, KeyedFormat
 from neuron.chat.calls.machine import CallEvent
 from neuron.chat.calls.named_calls import BracketCalls, SectionCalls, SectionFormat
 
-__all__ = ["ToolCallParser", "json_form", "new_call_id", "parser_for"]
+__all__ = ["ToolCallParser", "json_form", "new_call_id", "parser_for", "reader_for"]
 
 
 class ToolCallParser(Protocol):
@@ -98,6 +98,21 @@ def parser_for(
     if _TAUGHT_BARE.search(template):
         return JsonCalls(_BARE, schemas_of(tools), new_id)
     return None
+
+
+def reader_for(
+    template: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+    new_id: Callable[[], str] = new_call_id,
+) -> ToolCallParser | None:
+    """What reads an answer where `tools` were offered. Where none were, nothing is a call, and a
+    parser is needed only for a format that frames every answer with marks of its own."""
+    if tools:
+        return parser_for(template, tools, new_id)
+    form = json_form(template)
+    if form is None or not form.hidden:
+        return None
+    return JsonCalls(JsonFormat(opens=(), hidden=form.hidden), (), new_id)
 
 
 def json_form(template: str) -> JsonFormat | None:
