@@ -54,6 +54,7 @@ class PlayedRegistry:
     def __init__(self, script: Script = (), known: ipc.ModelInfo | None = None) -> None:
         self.script = script
         self.known = known or info()
+        self.defaults: dict[str, Any] = {}
         self.sent: list[ipc.Command] = []
         self.opened = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -64,6 +65,9 @@ class PlayedRegistry:
         if model != "m":
             raise ModelNotFound(f"model {model!r} is not loaded", param="model")
         return self.known
+
+    def sampling_defaults(self, model: str) -> dict[str, Any]:
+        return self.defaults
 
     def open(self, ask: ipc.Ask) -> RequestStream:
         stream = self._table.open(ask)

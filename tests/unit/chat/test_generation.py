@@ -11,18 +11,10 @@ from cortex_core.config.neuron import NeuronConfig
 from cortex_core.envelopes.openai_chat import ChatRequest
 from cortex_core.errors import ModelNotFound, TemplateRenderFailed
 from cortex_core.wire import ipc
-from neuron.generation import ChatService, resolve_sampling
+from neuron.generation import ChatService
 from tests.unit.chat.played import PlayedRegistry, ask, info
 
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
-RECOMMENDED = {
-    "general.sampling.temp": "0.600000",
-    "general.sampling.top_k": "20",
-    "general.sampling.top_p": "0.9",
-    "general.sampling.min_p": "0",
-    "general.sampling.penalty_repeat": "1.1",
-    "general.sampling.penalty_last_n": "32",
-}
 
 
 def _request(**more: Any) -> ChatRequest:
@@ -34,68 +26,6 @@ async def _prompt(registry: PlayedRegistry, request: ChatRequest, **config: Any)
         prompt = registry.generate.prompt
         assert isinstance(prompt, str)
         return prompt
-
-
-# sampling
-
-
-def test_without_wishes_the_fixed_defaults_hold():
-    assert resolve_sampling(_request(), {}) == ipc.Sampling(
-        temperature=0.8, top_k=40, top_p=0.95, min_p=0.05, repeat_penalty=1.0
-    )
-
-
-def test_the_models_recommendation_beats_the_defaults():
-    assert resolve_sampling(_request(), RECOMMENDED) == ipc.Sampling(
-        0.6, 20, 0.9, 0.0, repeat_penalty=1.1, repeat_last_n=32
-    )
-
-
-def test_the_request_beats_the_recommendation():
-    wishes = {"temperature": 0.0, "top_k": 0, "seed": 7, "ignore_eos": True, "min_p": 0.2}
-    sampling = resolve_sampling(_request(**wishes), RECOMMENDED)
-    assert {name: getattr(sampling, name) for name in wishes} == wishes
-
-
-@pytest.mark.parametrize("value", ["", "warm", "nan", "inf", "-1"])
-def test_a_recommendation_that_is_no_number_is_none(value: str):
-    metadata = dict.fromkeys(RECOMMENDED, value)
-    assert resolve_sampling(_request(), metadata) == ipc.Sampling()
-
-
-def test_a_recommendation_nobody_could_ask_for_is_none():
-    metadata = {"general.sampling.mirostat": "7", "general.sampling.xtc_probability": "1e9"}
-    assert resolve_sampling(_request(), metadata) == ipc.Sampling()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("typical_p", 0.5),
-        ("top_n_sigma", 1.5),
-        ("xtc_probability", 0.25),
-        ("xtc_threshold", 0.25),
-        ("dynatemp_range", 0.5),
-        ("dynatemp_exponent", 2.0),
-        ("mirostat", 2),
-        ("mirostat_tau", 3.0),
-        ("mirostat_eta", 0.25),
-        ("dry_multiplier", 0.75),
-        ("dry_base", 1.5),
-        ("dry_allowed_length", 3),
-        ("dry_penalty_last_n", -1),
-        ("min_tokens", 4),
-    ],
-)
-def test_every_wish_reaches_the_worker(name: str, value: float):
-    assert getattr(resolve_sampling(_request(**{name: value}), {}), name) == value
-
-
-def test_biases_and_breakers_reach_the_worker():
-    wishes = {"logit_bias": {"7": 1.5}, "dry_sequence_breakers": ["x"]}
-    sampling = resolve_sampling(_request(**wishes), {})
-    assert sampling.logit_bias == {7: 1.5}
-    assert sampling.dry_sequence_breakers == ("x",)
 
 
 # prompt

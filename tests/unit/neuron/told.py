@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -24,6 +25,7 @@ class ToldRegistry:
 
     def __init__(self) -> None:
         self.known = info()
+        self.defaults: dict[str, Any] = {}
         self.sent: list[ipc.Command] = []
         self.refusals: list[CortexError | None] = []
         self._table = StreamTable(self._send, lambda: None)
@@ -32,6 +34,9 @@ class ToldRegistry:
         if model != "m":
             raise ModelNotFound(f"model {model!r} is not loaded", param="model")
         return self.known
+
+    def sampling_defaults(self, model: str) -> dict[str, Any]:
+        return self.defaults
 
     def open(self, ask: ipc.Ask) -> RequestStream:
         self.info(ask.model)

@@ -16,8 +16,10 @@ from cortex_core.errors import UpstreamFailed
 from cortex_core.wire import ipc
 from neuron.asking import ask
 from neuron.choices import Choices, Reader, seeded
-from neuron.generation import ModelRegistry, resolve_sampling
+from neuron.generation import ModelRegistry
+from neuron.per_load import PerLoad
 from neuron.precedence import NOBODY, Precedence
+from neuron.recommended import recommended, resolve_sampling
 
 __all__ = ["ChoicePiece", "ChoiceStreams", "CompletionService"]
 
@@ -36,6 +38,7 @@ class ChoicePiece(msgspec.Struct, frozen=True, gc=False):
 class CompletionService:
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
+        self._recommended = PerLoad(recommended)
 
     async def open(
         self, request: CompletionRequest, precedence: Precedence = NOBODY
@@ -48,7 +51,10 @@ class CompletionService:
         echoes = [""] * len(prompts)
         if request.echo:
             echoes = [await self._text(request.model, prompt) for prompt in prompts]
-        sampling = resolve_sampling(request, info.metadata)
+        model = request.model
+        sampling = resolve_sampling(
+            request, registry.sampling_defaults(model), self._recommended.of(model, info)
+        )
         async with AsyncExitStack() as opened:
             choices = await opened.enter_async_context(Choices(request.n))
             for prompt in prompts:

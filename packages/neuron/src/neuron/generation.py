@@ -6,13 +6,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+from msgspec.structs import replace
+
 from cortex_core.config.neuron import NeuronConfig
 from cortex_core.envelopes.openai_chat import ChatRequest
-from cortex_core.envelopes.sampling import SamplingParameters, is_in_range
 from cortex_core.wire import ipc
+from cortex_core.wire.sampling import Constraint
 from neuron.chat.answer import Answer
 from neuron.chat.call_grammar import constraint_for, is_strict_ignored
 from neuron.chat.pieces import Piece
@@ -20,20 +24,35 @@ from neuron.chat.reasoning import KeptReasoning, SplitReasoning
 from neuron.chat.template import ChatTemplate, Prompt, find_texts
 from neuron.chat.tool_calls import parser_for
 from neuron.choices import Choices, Reader, WorkerStream, seeded
+from neuron.models.kind import check_kind
+from neuron.per_load import PerLoad
 from neuron.precedence import NOBODY, Precedence
+from neuron.recommended import recommended, resolve_sampling
 
-__all__ = ["ChatService", "ChatStream", "ModelRegistry", "resolve_sampling"]
+__all__ = ["ChatService", "ChatStream", "ModelRegistry", "Rendered"]
 
 # A render this short costs less than handing it to a thread would; a template that was slow once,
 # or a long conversation, goes to a thread, so that other streams' tokens are not held up.
 _INLINE_RENDER_S = 0.001
 _INLINE_CHARACTERS = 64 * 1024
 
+# The variables by which a template is told of a parameter.
+_TELLS = {
+    "reasoning_effort": {"reasoning_effort", "enable_thinking"},
+    "enable_thinking": {"enable_thinking"},
+    "add_generation_prompt": {"add_generation_prompt"},
+}
+
 
 class ModelRegistry(Protocol):
-    """What is used of the neuron's models. Both raise ModelNotFound, or why it cannot serve."""
+    """What is used of the neuron's models. `info` and `open` raise ModelNotFound, or why it cannot
+    serve."""
 
     def info(self, model: str) -> ipc.ModelInfo: ...
+
+    def sampling_defaults(self, model: str) -> Mapping[str, Any]:
+        """What its load asked for, by the names of ipc.Sampling."""
+        ...
 
     def open(self, ask: ipc.Ask) -> WorkerStream:
         """Also raises RateLimitExceeded. `ask.request` is 0: the stream table chooses it."""
@@ -59,13 +78,24 @@ class ChatStream(Reader):
         return [(index, self.answers[index].feed(events)) for index, events in came]
 
 
+class Rendered(msgspec.Struct, frozen=True):
+    """What a request comes to: its prompt, and what is sent to the worker for its first choice.
+    `ignored`: parameters that this model leaves without effect."""
+
+    prompt: Prompt
+    generate: ipc.Generate
+    info: ipc.ModelInfo
+    ignored: list[str]
+
+
 class ChatService:
     """Opens chat streams on the models of `registry`; keeps each model's compiled template."""
 
     def __init__(self, registry: ModelRegistry, config: NeuronConfig) -> None:
         self._registry = registry
         self._config = config
-        self._templates: dict[str, tuple[ipc.ModelInfo, ChatTemplate]] = {}
+        self._templates = PerLoad(self._template)
+        self._recommended = PerLoad(recommended)
 
     async def open(
         self,
@@ -74,77 +104,110 @@ class ChatService:
         include_thinking: bool = False,
         precedence: Precedence = NOBODY,
     ) -> ChatStream:
-        """Render the prompt and send it to the model's worker. Raises ModelNotFound, Unavailable,
-        RateLimitExceeded, TemplateRenderFailed or InvalidRequest. Enter the stream at once: the
-        request is in flight from here on."""
-        info = self._registry.info(request.model)
-        prompt = await self._render(request, self._template(request.model, info))
-        constraint = constraint_for(request, prompt.format_text)
-        sampling = resolve_sampling(request, info.metadata)
-        opened_by = _opened_by(prompt.text, info.reasoning) if include_thinking else None
-        answers = [_answer(request, prompt, opened_by) for _ in range(request.n)]
+        """Render the prompt and send it to the model's worker. Raises RateLimitExceeded, and as
+        `render`. Enter the stream at once: the request is in flight from here on."""
+        rendered = await self.render(request, precedence)
+        generate = rendered.generate
+        answers = [_answer(request, rendered, include_thinking) for _ in range(request.n)]
         async with AsyncExitStack() as opened:
             choices = await opened.enter_async_context(Choices(request.n))
             for index in range(request.n):
-                generate = ipc.Generate(
-                    0,
-                    request.model,
-                    prompt.text,
-                    seeded(sampling, index),
-                    request.token_limit,
-                    request.stop_strings,
-                    caller=precedence.caller,
-                    priority=precedence.priority,
-                    constraint=constraint,
-                    top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-                )
-                await choices.add(self._registry.open(generate))
+                sampling = seeded(generate.sampling, index)
+                ask = generate if not index else replace(generate, sampling=sampling)
+                await choices.add(self._registry.open(ask))
             opened.pop_all()
-        ignored = (
-            ["tools.function.strict"] if is_strict_ignored(request, prompt.format_text) else []
-        )
-        return ChatStream(choices, answers, ignored)
+        return ChatStream(choices, answers, rendered.ignored)
+
+    async def render(self, request: ChatRequest, precedence: Precedence = NOBODY) -> Rendered:
+        """All that is done before anything is sent. Raises ModelNotFound, Unavailable,
+        TemplateRenderFailed, or InvalidRequest, also for a model of another kind."""
+        info = self._registry.info(request.model)
+        prompt = await self.prompt(request)
+        constraint = constraint_for(request, prompt.format_text)
+        generate = self._generate(request, prompt.text, constraint, info, precedence)
+        check_kind(generate, info.kind)
+        return Rendered(prompt, generate, info, _without_effect(request, prompt, info))
 
     async def prompt(self, request: ChatRequest) -> Prompt:
-        """The prompt that `open` would send. Raises ModelNotFound, Unavailable or
-        TemplateRenderFailed."""
-        info = self._registry.info(request.model)
-        return await self._render(request, self._template(request.model, info))
+        """Of a model of any kind. Raises ModelNotFound, Unavailable, TemplateRenderFailed or
+        InvalidRequest."""
+        template = self._templates.of(request.model, self._registry.info(request.model))
+        arguments = (request.messages, request.offered_tools or None, request.template_kwargs)
+        render = partial(template.render, continue_final_message=request.continue_final_message)
+        is_quick = template.last_s < _INLINE_RENDER_S
+        if is_quick and _is_short(request.messages):
+            return render(*arguments)
+        return await asyncio.to_thread(render, *arguments)
 
-    def _template(self, model: str, info: ipc.ModelInfo) -> ChatTemplate:
-        known = self._templates.get(model)
-        if known is not None and (known[0] is info or known[0] == info):
-            return known[1]
+    def _template(self, info: ipc.ModelInfo) -> ChatTemplate:
         path = Path(info.path) if info.path else None
         use = self._config.use_chat_template
         texts = find_texts(path, info.metadata, use_chat_template=use)
-        template = ChatTemplate(texts, bos=info.bos, eos=info.eos)
-        self._templates[model] = (info, template)
-        return template
+        return ChatTemplate(texts, bos=info.bos, eos=info.eos)
 
-    async def _render(self, request: ChatRequest, template: ChatTemplate) -> Prompt:
-        arguments = (request.messages, request.offered_tools or None, _template_kwargs(request))
-        is_quick = template.last_s < _INLINE_RENDER_S
-        if is_quick and _is_short(request.messages):
-            return template.render(*arguments)
-        return await asyncio.to_thread(template.render, *arguments)
+    def _generate(
+        self,
+        request: ChatRequest,
+        prompt: str,
+        constraint: Constraint | None,
+        info: ipc.ModelInfo,
+        precedence: Precedence,
+    ) -> ipc.Generate:
+        model = request.model
+        return ipc.Generate(
+            0,
+            model,
+            prompt,
+            resolve_sampling(
+                request,
+                self._registry.sampling_defaults(model),
+                self._recommended.of(model, info),
+            ),
+            request.token_limit,
+            request.stop_strings,
+            caller=precedence.caller,
+            priority=precedence.priority,
+            constraint=constraint,
+            top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            max_thinking_tokens=request.max_thinking_tokens,
+        )
 
 
-def _answer(request: ChatRequest, prompt: Prompt, opened_by: str | None) -> Answer:
-    """`opened_by`: thinking stays in the content, and the prompt opened it with this."""
-    tools = request.offered_tools
+def _answer(request: ChatRequest, rendered: Rendered, include_thinking: bool) -> Answer:
+    prompt, tools = rendered.prompt, request.offered_tools
     calls = parser_for(prompt.format_text, tools) if tools else None
-    reasoning = SplitReasoning() if opened_by is None else KeptReasoning(opened_by)
+    marker, thought = _opened_block(prompt.text, rendered.info)
+    continues = request.continue_final_message
+    if include_thinking:
+        # A client that began the block itself, or a user who wrote of a marker, has seen it.
+        is_unseen = not continues and not thought.strip()
+        return Answer(KeptReasoning(marker + thought if is_unseen else ""), calls)
+    reasoning = SplitReasoning()
+    if continues and marker:
+        # As if the model had written it: the first new token is at no seam, where white space is
+        # the template's.
+        reasoning.feed("marker", marker)
+        reasoning.feed("reasoning", thought.rstrip())
     return Answer(reasoning, calls)
 
 
-def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
-    kwargs: dict[str, Any] = {}
-    if request.reasoning_effort is not None:
-        kwargs["enable_thinking"] = request.reasoning_effort != "none"
-        if request.reasoning_effort != "none":
-            kwargs["reasoning_effort"] = request.reasoning_effort
-    return kwargs | (request.chat_template_kwargs or {})
+def _without_effect(request: ChatRequest, prompt: Prompt, info: ipc.ModelInfo) -> list[str]:
+    """Parameters that this model or its template has no use for."""
+    ignored = ["tools.function.strict"] if is_strict_ignored(request, prompt.format_text) else []
+    told = request.template_kwargs.keys()
+    for name, variables in _TELLS.items():
+        if getattr(request, name) is not None and variables & told <= prompt.unread:
+            ignored.append(name)
+    if request.max_thinking_tokens is not None and info.reasoning is None:
+        ignored.append("max_thinking_tokens")
+    own = (name for name in request.chat_template_kwargs or () if name in prompt.unread)
+    return list(dict.fromkeys([*ignored, *map(_in_header, own)]))
+
+
+def _in_header(kwarg: str) -> str:
+    """A client's own word may be any text."""
+    is_word = kwarg.isascii() and kwarg.isidentifier()
+    return f"chat_template_kwargs.{kwarg}" if is_word else "chat_template_kwargs"
 
 
 def _is_short(messages: list[dict[str, Any]]) -> bool:
@@ -161,49 +224,12 @@ def _is_short(messages: list[dict[str, Any]]) -> bool:
     return left > 0
 
 
-def _opened_by(prompt: str, markers: tuple[str, str] | None) -> str:
-    """The opening marker, with what follows it, where the prompt itself ends in one."""
-    if markers is None:
-        return ""
-    at = prompt.rfind(markers[0])
-    tail = prompt[at:] if at >= 0 else ""
-    return tail if tail.strip() == markers[0] else ""
-
-
-# Names the GGUF format gives to the values a model's makers recommend.
-_RECOMMENDED = {
-    "temperature": "general.sampling.temp",
-    "top_k": "general.sampling.top_k",
-    "top_p": "general.sampling.top_p",
-    "min_p": "general.sampling.min_p",
-    "repeat_penalty": "general.sampling.penalty_repeat",
-    "repeat_last_n": "general.sampling.penalty_last_n",
-    "xtc_probability": "general.sampling.xtc_probability",
-    "xtc_threshold": "general.sampling.xtc_threshold",
-    "mirostat": "general.sampling.mirostat",
-    "mirostat_tau": "general.sampling.mirostat_tau",
-    "mirostat_eta": "general.sampling.mirostat_eta",
-}
-_WHOLE = ("top_k", "repeat_last_n", "mirostat")
-
-
-def resolve_sampling(request: SamplingParameters, metadata: Mapping[str, str]) -> ipc.Sampling:
-    """Each value from the request, else from the model's metadata, else the fixed default."""
-    values: dict[str, Any] = {}
-    for name in ipc.Sampling.__struct_fields__:
-        value = request.token_biases if name == "logit_bias" else getattr(request, name)
-        if value is None and name in _RECOMMENDED:
-            value = _recommended(name, metadata.get(_RECOMMENDED[name]))
-        if value is not None:
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return ipc.Sampling(**values)
-
-
-def _recommended(name: str, text: str | None) -> float | int | None:
-    """Metadata is untrusted: what a request may not ask for is no recommendation."""
-    try:
-        value = float(text or "")
-        value = int(value) if name in _WHOLE else value
-    except (ValueError, OverflowError):
-        return None
-    return value if value >= 0 and is_in_range(name, value) else None
+def _opened_block(prompt: str, info: ipc.ModelInfo) -> tuple[str, str]:
+    """The opening marker, and what was thought since, where the prompt ends inside reasoning; ("",
+    "") where it does not."""
+    if info.reasoning is None:
+        return "", ""
+    opening, closing = info.reasoning
+    _, marker, thought = prompt.rpartition(opening)
+    is_over = closing in thought or (info.eos and info.eos in thought)
+    return ("", "") if is_over or not marker else (marker, thought)

@@ -97,11 +97,20 @@ class _MessageShape(msgspec.Struct, frozen=True):
     reasoning_content: str | None = None
 
 
+_TOLD_TEMPLATE = ("enable_thinking", "add_generation_prompt")
+
+
 class ChatRequest(ConstrainedParameters, frozen=True):
     """The honoured parameters.
 
     `messages` and `tools` are checked for shape but stay plain dicts, because chat templates may
     look at keys that this API does not know.
+
+    `continue_final_message`: the answer goes on where the last message, an assistant's, ends; it
+    does not repeat it. Without it, whoever spoke last, a new turn begins, as other servers of this
+    API do it; `add_generation_prompt: false` leaves out its beginning too. `enable_thinking` is
+    told to the template and wins over `reasoning_effort`. `max_thinking_tokens`: after so many the
+    model has to answer.
     """
 
     model: str
@@ -111,6 +120,10 @@ class ChatRequest(ConstrainedParameters, frozen=True):
     tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    max_thinking_tokens: int | None = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     n: int = 1
     logprobs: bool = False
@@ -120,6 +133,19 @@ class ChatRequest(ConstrainedParameters, frozen=True):
     def token_limit(self) -> int | None:
         """`max_completion_tokens`, the newer name, wins over `max_tokens`."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """What the request tells the template, its `chat_template_kwargs` included."""
+        kwargs: dict[str, Any] = {}
+        if self.reasoning_effort is not None:
+            kwargs["enable_thinking"] = self.reasoning_effort != "none"
+            if self.reasoning_effort != "none":
+                kwargs["reasoning_effort"] = self.reasoning_effort
+        for name in _TOLD_TEMPLATE:
+            if getattr(self, name) is not None:
+                kwargs[name] = getattr(self, name)
+        return kwargs | (self.chat_template_kwargs or {})
 
     @property
     def offered_tools(self) -> list[dict[str, Any]]:
@@ -140,6 +166,9 @@ def decode_chat_request(body: bytes) -> tuple[ChatRequest, list[str]]:
     check_constraints(request)
     _check_choice(request)
     _check_logprobs(request)
+    _check_template_kwargs(request)
+    if request.continue_final_message:
+        _check_continued(request)
     return request, ignored
 
 
@@ -195,6 +224,36 @@ def _check_logprobs(request: ChatRequest) -> None:
         return
     if not request.logprobs:
         raise InvalidRequest("top_logprobs: needs `logprobs: true`", param="top_logprobs")
+
+
+def _check_template_kwargs(request: ChatRequest) -> None:
+    kwargs = request.chat_template_kwargs or {}
+    if "continue_final_message" in kwargs:
+        at = "chat_template_kwargs.continue_final_message"
+        raise InvalidRequest(f"{at}: is a parameter of the request itself", param=at)
+    for name in _TOLD_TEMPLATE:
+        value = getattr(request, name)
+        if value is not None and kwargs.get(name, value) != value:
+            raise InvalidRequest(
+                f"{name}: {str(value).lower()}, but chat_template_kwargs.{name} says otherwise",
+                param=name,
+            )
+
+
+def _check_continued(request: ChatRequest) -> None:
+    at = "continue_final_message"
+    last = request.messages[-1]
+    problem = None
+    if request.template_kwargs.get("add_generation_prompt"):
+        problem = "cannot be given together with add_generation_prompt"
+    elif last["role"] != "assistant":
+        problem = f"the last message is of role {last['role']!r}, not 'assistant'"
+    elif last.get("tool_calls"):
+        problem = "the last message has tool calls, after which there is nothing to say"
+    elif request.response_format is not None and request.response_format.type != "text":
+        problem = "cannot be given together with response_format, which is for a whole answer"
+    if problem is not None:
+        raise InvalidRequest(f"{at}: {problem}", param=at)
 
 
 # answers

@@ -86,6 +86,7 @@ MOST_LOGPROBS = 20
 _RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 2**31 - 1),
     "max_completion_tokens": (1, 2**31 - 1),
+    "max_thinking_tokens": (0, 2**31 - 1),
     "temperature": (0, 100),
     "top_p": (0, 1),
     "top_k": (0, 2**31 - 1),

@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Arguments", "Wants", "for_template", "through_text"]
+__all__ = ["REASONING_KEYS", "Arguments", "Wants", "for_template", "through_text"]
 
 Message = dict[str, Any]
 
-# Names under which reasoning comes back from clients; the first is what templates read by now.
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Under which reasoning comes back from clients; the first is what templates read by now."""
 
 
 class Wants(msgspec.Struct, frozen=True):
@@ -102,7 +102,7 @@ def _shaped(message: Message, wants: Wants) -> Message:
     calls = shaped.get("tool_calls")
     if calls:
         shaped["tool_calls"] = [_shaped_call(call, wants.objects) for call in calls]
-    for key in _REASONING_KEYS:
+    for key in REASONING_KEYS:
         if key in shaped:
             shaped.setdefault("thinking", shaped[key])
             shaped["reasoning_content"] = shaped[key]

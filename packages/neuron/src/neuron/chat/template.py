@@ -12,9 +12,11 @@ from typing import Any
 import jinja2
 import msgspec
 from jinja2 import meta, nodes
+from msgspec.structs import replace
 
 from cortex_core.errors import InvalidRequest, TemplateRenderFailed
 from neuron import logs
+from neuron.beside import read_beside
 from neuron.chat import messages as shaping
 from neuron.chat import sandbox
 from neuron.chat.remedies import remedied
@@ -33,7 +35,6 @@ CHATML = """\
 """
 """What most models have seen at least some of; used where a model brings no template."""
 
-_MAX_FILE_BYTES = 32 * 1024 * 1024  # a tokenizer_config.json of a large vocabulary has a few
 _OWN_NAMES = ("messages", "tools", "documents")
 _TOLD_FORMAT = "<tool_call>"  # of tools that are told in a system turn
 
@@ -61,8 +62,7 @@ def find_texts(
     if override:
         return TemplateTexts(override, origin="override")
     if path is not None:
-        beside = _from_jinja_file(path)
-        beside = beside or _from_tokenizer_config(path.with_name("tokenizer_config.json"))
+        beside = _from_jinja_file(path) or _from_tokenizer_config(path)
         if beside:
             return beside
     if text := metadata.get("tokenizer.chat_template"):
@@ -72,50 +72,42 @@ def find_texts(
 
 
 def _from_jinja_file(model: Path) -> TemplateTexts | None:
-    path = model.with_name("chat_template.jinja")
-    text = _read(path)
+    name = "chat_template.jinja"
+    text = read_beside(model, name)
     if not text:
         return None
-    named = _read(model.with_name("additional_chat_templates") / "tool_use.jinja")
-    return TemplateTexts(text, named or None, path.name)
+    named = read_beside(model, "additional_chat_templates/tool_use.jinja")
+    return TemplateTexts(text, named or None, name)
 
 
-def _from_tokenizer_config(path: Path) -> TemplateTexts | None:
-    text = _read(path)
+def _from_tokenizer_config(model: Path) -> TemplateTexts | None:
+    name = "tokenizer_config.json"
+    text = read_beside(model, name)
     if text is None:
         return None
     try:
         given = json.loads(text)["chat_template"]
         if isinstance(given, str):
-            return TemplateTexts(given, origin=path.name)
+            return TemplateTexts(given, origin=name)
         named = {entry["name"]: str(entry["template"]) for entry in given}
     except KeyError:
         return None
     except (ValueError, TypeError, RecursionError) as error:
-        _log.warning("no usable chat_template", path=path, cause=error)
+        _log.warning("no usable chat_template", path=model.with_name(name), cause=error)
         return None
     default = named.get("default")
-    return TemplateTexts(default, named.get("tool_use"), path.name) if default else None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            _log.warning("template file passed over: too large", path=path, limit=_MAX_FILE_BYTES)
-            return None
-        return path.read_text("utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        _log.warning("template file passed over", path=path, cause=error)
-        return None
+    return TemplateTexts(default, named.get("tool_use"), name) if default else None
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A rendered conversation, and the text by which its tool call format is known."""
+    """A rendered conversation, and the text by which its tool call format is known. `unread`: what
+    the template was given beside the conversation and never looks at. `warnings`: what was done so
+    that it could be rendered at all, for people."""
 
     text: str
     format_text: str
+    unread: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
 
 
 class ChatTemplate:
@@ -135,7 +127,8 @@ class ChatTemplate:
         continue_final_message: bool = False,
     ) -> Prompt:
         """The prompt up to where the assistant speaks; with `continue_final_message`, up to the end
-        of the last message's content, for the model to go on from there.
+        of the last message's content, or where it has none, of its reasoning, for the model to go
+        on from there.
 
         A conversation that the template rejects is changed as little as makes it accept one. Where
         it fails all the same, ChatML is used with a warning; but with tools TemplateRenderFailed is
@@ -164,10 +157,11 @@ class ChatTemplate:
         if tools:
             raise TemplateRenderFailed(f"the chat template ({origin}) failed with tools: {reason}")
         _log.warning("chat template failed, using ChatML", template=origin, cause=reason)
-        context = {"add_generation_prompt": not continue_final_message}
+        told = f"the chat template ({origin}) failed, and ChatML was used instead: {reason}"
         try:
             prompt = self._render(CHATML, messages, None, context)
-            return prompt if ending is None else _continued(prompt, ending)
+            prompt = prompt if ending is None else _continued(prompt, ending)
+            return replace(prompt, warnings=(told, *prompt.warnings))
         except Exception as error:
             reason = _one_line(error)
         raise TemplateRenderFailed(f"the messages cannot be rendered: {reason}")
@@ -182,6 +176,7 @@ class ChatTemplate:
         compiled = _compile(text)
         if isinstance(compiled, Exception):
             raise compiled
+        unread = frozenset(context) - compiled.reads
         context = {**self._special, **context, "tools": tools, "documents": None}
         shaped = shaping.for_template(messages, compiled.wants)
         if not compiled.takes_tools:
@@ -189,20 +184,22 @@ class ChatTemplate:
             text = _TOLD_FORMAT
         deadline = time.monotonic() + sandbox.MAX_RENDER_S
         try:
-            return Prompt(self._run(compiled, context, shaped, deadline), text)
+            return Prompt(self._run(compiled, context, shaped, deadline), text, unread)
         except sandbox.TemplateLimit:
             raise
         except Exception as error:
             rejection = error
         for changed in remedied(shaped):
             try:
-                prompt = Prompt(self._run(compiled, context, changed, deadline), text)
+                prompt = self._run(compiled, context, changed, deadline)
             except sandbox.TemplateLimit:
                 break
             except Exception:  # the first complaint is the one about what the client sent
                 continue
-            _log.debug("conversation changed for its template", cause=_one_line(rejection))
-            return prompt
+            reason = _one_line(rejection)
+            _log.debug("conversation changed for its template", cause=reason)
+            told = f"the conversation was changed, because the chat template refused it: {reason}"
+            return Prompt(prompt, text, unread, (told,))
         raise rejection
 
     def _run(
@@ -223,7 +220,7 @@ _TAG = "-continued-here-50a7- "
 def _tagged(
     messages: list[dict[str, Any]], add_generation_prompt: bool
 ) -> tuple[list[dict[str, Any]], str]:
-    """The messages with the tag at the end of the last one, and that one's text."""
+    """The messages with the tag at the end of the last one, and the text that is to go on."""
     at = "continue_final_message"
     if add_generation_prompt:
         raise InvalidRequest(f"{at}: excludes add_generation_prompt", param=at)
@@ -235,8 +232,11 @@ def _tagged(
                 part = content[index] | {"text": text + _TAG}
                 tagged = [*content[:index], part, *content[index + 1 :]]
                 return [*messages[:-1], messages[-1] | {"content": tagged}], text
-    elif isinstance(content, str):
-        return [*messages[:-1], messages[-1] | {"content": content + _TAG}], content
+    else:
+        for key in ("content", *shaping.REASONING_KEYS):
+            text = messages[-1].get(key)
+            if isinstance(text, str):
+                return [*messages[:-1], messages[-1] | {key: text + _TAG}], text
     raise InvalidRequest(f"{at}: the last message has no text to continue", param=at)
 
 
@@ -249,7 +249,7 @@ def _continued(prompt: Prompt, ending: str) -> Prompt:
     text = prompt.text[:place]
     if not prompt.text.startswith(_TAG, place):
         text = text.rstrip()
-    return Prompt(text, prompt.format_text)
+    return replace(prompt, text=text)
 
 
 class _Compiled(msgspec.Struct, frozen=True):
@@ -257,6 +257,7 @@ class _Compiled(msgspec.Struct, frozen=True):
 
     template: jinja2.Template
     takes_tools: bool
+    reads: frozenset[str]
     wants: shaping.Wants
 
 
@@ -266,8 +267,9 @@ def _compile(text: str) -> _Compiled | Exception:
     try:
         tree = sandbox.parse(text)
         template = sandbox.compile_template(tree)
-        takes_tools = "tools" in meta.find_undeclared_variables(tree)
-        return _Compiled(template, takes_tools, _wants(tree, text, takes_tools))
+        reads = frozenset(meta.find_undeclared_variables(tree))
+        takes_tools = "tools" in reads
+        return _Compiled(template, takes_tools, reads, _wants(tree, text, takes_tools))
     except Exception as error:  # untrusted code
         return error
 

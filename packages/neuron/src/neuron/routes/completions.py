@@ -36,6 +36,16 @@ def routes(
 
 
 class CompletionEndpoint(Endpoint):
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        config: NeuronConfig,
+        record: Record | None = None,
+        **signs_of_life: float,
+    ) -> None:
+        super().__init__(registry, config, record, **signs_of_life)
+        self._service = CompletionService(registry)
+
     async def answer(self, exchange: Exchange, body: bytes) -> None:
         request, exchange.ignored = decode_completion_request(body)
         exchange.model, exchange.is_stream = request.model, request.stream
@@ -43,7 +53,7 @@ class CompletionEndpoint(Endpoint):
         await exchange.while_connected(answer(exchange, request))
 
     async def _open(self, exchange: Exchange, request: CompletionRequest) -> ChoiceStreams:
-        return await CompletionService(self.registry).open(request, exchange.precedence)
+        return await self._service.open(request, exchange.precedence)
 
     async def _stream(self, exchange: Exchange, request: CompletionRequest) -> None:
         stream_id, created = new_id("cmpl"), int(time.time())
