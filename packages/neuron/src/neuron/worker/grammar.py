@@ -81,17 +81,12 @@ class ContentGuide:
 
     @property
     def is_complete(self) -> bool:
-        return self._is_in_content and self._guide.is_complete
-
-    @property
-    def _is_in_content(self) -> bool:
-        state = self._reasoning
-        return not (state.is_inside or state.is_in_header or state.expected)
+        return self._reasoning.is_in_content and self._guide.is_complete
 
     def restrict(self, logits: Floats, wanted: int) -> None:
         if expected := self._reasoning.expected:
             keep(logits, np.array(sorted(expected), np.int32))
-        elif not self._is_in_content:
+        elif not self._reasoning.is_in_content:
             logits[self._barred] = -np.inf
         elif self._opening is None:
             self._guide.restrict(logits, wanted)
@@ -101,7 +96,7 @@ class ContentGuide:
             logits[self._opening] = logit
 
     def accept(self, token: int) -> None:
-        if self._is_in_content and token != self._opening:
+        if self._reasoning.is_in_content and token != self._opening:
             self._guide.accept(token)
         self._opening = None
 

@@ -61,6 +61,11 @@ class ReasoningState(ABC):
         return frozenset(way[0] for way in self._ways)
 
     @property
+    def is_in_content(self) -> bool:
+        """The next token is content, or a marker that nobody demands."""
+        return not (self.is_inside or self.is_in_header or self._ways)
+
+    @property
     def forced(self) -> int | None:
         """The one token that has to come next."""
         if not self._ways:
