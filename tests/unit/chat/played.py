@@ -120,6 +120,7 @@ class Exchanged:
         keep_alive_s: float = 30.0,
         config: NeuronConfig | None = None,
         endpoint: ASGIApp | None = None,
+        query: str = "",
     ) -> None:
         self.leave = asyncio.Event()
         self.writes: list[bytes] = []
@@ -137,6 +138,7 @@ class Exchanged:
             "type": "http",
             "method": "POST",
             "path": "/v1/chat/completions",
+            "query_string": query.encode(),
             "headers": [(key.encode(), value.encode()) for key, value in given.items()],
         }
 

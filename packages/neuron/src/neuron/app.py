@@ -32,6 +32,7 @@ from neuron.routes import (
     metrics,
     models,
     node,
+    render,
     tokens,
 )
 from neuron.supervisor import Supervisor
@@ -133,6 +134,7 @@ class Neuron:
                 *node.routes(registry, config),
                 *models.routes(registry, config),
                 *chat.routes(registry, config, self.metrics.record),
+                *render.routes(registry, config, self.metrics.record),
                 *completions.routes(registry, config, self.metrics.record),
                 *embeddings.routes(registry, config, self.metrics.record),
                 *tokens.routes(registry, config, self.metrics.record),

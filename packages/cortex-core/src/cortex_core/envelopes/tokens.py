@@ -12,8 +12,10 @@ from cortex_core.envelopes.parameters import decode_request
 from cortex_core.errors import InvalidRequest
 
 __all__ = [
+    "Counted",
     "DetokenizeRequest",
     "Detokenized",
+    "RenderedChat",
     "TokenPiece",
     "TokenizeRequest",
     "Tokenized",
@@ -103,3 +105,17 @@ class Tokenized(msgspec.Struct, frozen=True):
 
 class Detokenized(msgspec.Struct, frozen=True):
     content: str
+
+
+class Counted(msgspec.Struct, frozen=True):
+    count: int
+
+
+class RenderedChat(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`tokens` as in Tokenized. `warnings`: what had to be done so that the template took the
+    conversation, for people."""
+
+    prompt: str
+    count: int
+    tokens: msgspec.Raw
+    warnings: tuple[str, ...] = ()

@@ -3,9 +3,12 @@ what becomes of an error."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from cortex_core.config.neuron import NeuronConfig
@@ -14,7 +17,7 @@ from neuron import logs
 from neuron.generation import ModelRegistry
 from neuron.routes.exchange import ClientGone, Exchange, Record
 
-__all__ = ["Endpoint", "new_id"]
+__all__ = ["Endpoint", "joined", "new_id"]
 
 _log = logs.get(__name__)
 
@@ -62,3 +65,12 @@ class Endpoint(ABC):
 
 def new_id(prefix: str) -> str:
     return f"{prefix}-{secrets.token_hex(12)}"
+
+
+async def joined(parts: Iterable[bytes]) -> msgspec.Raw:
+    """JSON in one, made part by part, so that other streams' tokens are not held up."""
+    made: list[bytes] = []
+    for part in parts:
+        made.append(part)
+        await asyncio.sleep(0)
+    return msgspec.Raw(b"".join(made))

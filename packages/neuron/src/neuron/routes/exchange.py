@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import Message, Receive, Scope, Send
 
 from cortex_core.errors import CortexError, RequestError, Stalled, Unavailable, render_openai
@@ -72,6 +72,10 @@ class Exchange:
         self._first_text_s: float | None = None
         self._silence_s = 0.0
         self._alive_due = 0.0
+
+    @property
+    def query(self) -> QueryParams:
+        return QueryParams(self._scope.get("query_string", b""))
 
     @property
     def precedence(self) -> Precedence:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
-import msgspec
 from starlette.routing import Route
 
 from cortex_core.config.neuron import NeuronConfig
@@ -20,7 +17,7 @@ from cortex_core.wire import ipc
 from neuron.asking import ask
 from neuron.generation import ChatService, ModelRegistry
 from neuron.packed import encode_tokens
-from neuron.routes.endpoint import Endpoint
+from neuron.routes.endpoint import Endpoint, joined
 from neuron.routes.exchange import Exchange, Record
 
 __all__ = ["DetokenizeEndpoint", "TokenizeEndpoint", "routes"]
@@ -53,11 +50,7 @@ class TokenizeEndpoint(Endpoint):
         reply = await ask(self.registry, await self._question(request))
         assert isinstance(reply.result, ipc.Tokens)
         exchange.usage = reply.usage
-        parts: list[bytes] = []
-        for part in encode_tokens(reply.result):
-            parts.append(part)
-            await asyncio.sleep(0)
-        tokens = msgspec.Raw(b"".join(parts))
+        tokens = await joined(encode_tokens(reply.result))
         await exchange.respond(Tokenized(len(reply.result.ids) // 4, tokens))
 
     async def _question(self, request: TokenizeRequest) -> ipc.Tokenize:
