@@ -25,7 +25,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NodeName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=63)]
 
-RESERVED = frozenset({"CORTEX_URL"})
+RESERVED = frozenset({"CORTEX_URL", "CORTEX_ADMIN_TOKEN"})
 """Variables with the prefix that belong to the command-line client."""
 
 
@@ -33,7 +33,9 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Timeouts are for connecting, for the first byte, and between bytes; never for the whole.
     `models` is the catalogue's file, beside this one if it is relative. `max_waiting` requests
     wait for one model at most, each for `max_wait_s` at most. What was learned is kept in
-    `state_dir`; None = for as long as the gateway runs."""
+    `state_dir`; None = for as long as the gateway runs. A load without progress for `load_stall_s`
+    is given up. `/admin` is served where clients connect unless it has an `admin_listen`, and asks
+    for the token in `admin_token_file` if there is one."""
 
     listen: str = "0.0.0.0:31313"
     metrics_listen: str = "0.0.0.0:31314"
@@ -46,6 +48,9 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_waiting: Annotated[int, msgspec.Meta(ge=1)] = 256
     max_wait_s: Positive = 600.0
     state_dir: str | None = None
+    load_stall_s: Positive = 300.0
+    admin_listen: str | None = None
+    admin_token_file: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -94,11 +99,14 @@ def load_gateway_config(
 
 
 def _check(config: GatewayConfig, source: str) -> None:
-    for key in ("listen", "metrics_listen"):
+    for key in ("listen", "metrics_listen", "admin_listen"):
+        address = getattr(config.gateway, key)
         try:
-            parse_address(getattr(config.gateway, key))
+            if address is not None:
+                parse_address(address)
         except ValueError as error:
             raise ConfigError(source, f"gateway.{key}", str(error)) from None
+    _check_file(config.gateway.admin_token_file, source, "gateway.admin_token_file")
     seen: set[str] = set()
     for index, neuron in enumerate(config.neurons):
         if neuron.name in seen:
@@ -113,9 +121,11 @@ def _check(config: GatewayConfig, source: str) -> None:
                 f"neurons[{index}].endpoint",
                 f"expected http://host:port, got {neuron.endpoint!r}",
             )
-        if neuron.token_file is not None and not Path(neuron.token_file).is_file():
-            raise ConfigError(
-                source, f"neurons[{index}].token_file", f"no such file: {neuron.token_file}"
-            )
+        _check_file(neuron.token_file, source, f"neurons[{index}].token_file")
     if config.gateway.models is not None:
         load_models(Path(config.gateway.models), [neuron.name for neuron in config.neurons])
+
+
+def _check_file(path: str | None, source: str, key: str) -> None:
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(source, key, f"no such file: {path}")
