@@ -40,7 +40,7 @@ class Desk:
         devices = [device.id for device in a.state.devices]
         self.orders = Orders(upstream.neurons, lambda _: devices, self._tell, stall_s)
 
-    def _tell(self, stimulus: Stimulus) -> None:
+    def _tell(self, order: Order, stimulus: Stimulus) -> None:
         self.told.append(stimulus)
         self._news.set()
 

@@ -87,7 +87,8 @@ class _Node:
 
 
 class Orders:
-    """Owner: the fleet, which calls `close`. `told` gets the end of each order, from this loop.
+    """Owner: the fleet, which calls `close`. `told` gets each order's end, and before it what the
+    order has read.
 
     neurons: by name, read at each order. devices_of: the ids of a node's working devices.
     stall_s: a load that shows no progress for so long is given up, and taken back.
@@ -97,7 +98,7 @@ class Orders:
         self,
         neurons: Mapping[str, Neuron],
         devices_of: Callable[[str], list[str]],
-        told: Callable[[Stimulus], None],
+        told: Callable[[Order, Stimulus], None],
         stall_s: float,
     ) -> None:
         self._neurons = neurons
@@ -127,7 +128,7 @@ class Orders:
         running, node.running = node.running, {}
         for task, order in running.items():
             task.cancel()
-            self._told(_end(order, fault=fault))
+            self._told(order, _end(order, fault=fault))
 
     async def close(self) -> None:
         """End everything under way, and tell nobody."""
@@ -155,7 +156,7 @@ class Orders:
             return  # the node was lost, and its orders with it
         if isinstance(end, OrderEnded):
             end = msgspec.structs.replace(end, took_s=time.monotonic() - began)
-        self._told(end)
+        self._told(order, end)
 
     async def _carried_out(self, node: _Node, order: Order) -> _End:
         match order:
@@ -173,7 +174,7 @@ class Orders:
                 await self._ended(node, order.node, operation)
             case ReadState():
                 state = await self._ask(node, order.node, "GET", "/discovery", None, NodeState)
-                self._told(NodeObserved(order.node, state))
+                self._told(order, NodeObserved(order.node, state))
             case Restart():
                 path = f"/devices/{quote(order.device, safe='')}/restart"
                 operation = await self._begin(node, order.node, path, {})
