@@ -259,6 +259,64 @@ def test_a_template_that_hides_the_last_message_cannot_continue_it():
         _render("{{ tools }}", CALLED[:1], tools=TOOLS, continue_final_message=True)
 
 
+def test_a_message_whose_reasoning_the_template_moves_is_continued_after_it():
+    text = """{% for m in messages %}
+{%- set parts = (m.content or '').split('</think>') %}
+{%- if parts | length > 1 %}[{{ parts[0].removeprefix('<think>') }}]{% endif %}{{ parts[-1] }}.
+{%- endfor %}"""
+    message = {"role": "assistant", "content": "<think>hm</think>So "}
+    assert _render(text, [*USER, message], continue_final_message=True) == "hi.[hm]So "
+
+
+THINKING = (Path(__file__).parent / "templates" / "qwen3.jinja").read_text("utf-8")
+THOUGHT = {"role": "assistant", "reasoning_content": "Let me "}
+
+
+def test_a_message_without_content_is_continued_in_its_reasoning():
+    prompt = _render(THINKING, [*USER, THOUGHT | {"content": None}], continue_final_message=True)
+    assert prompt.endswith("<think>\nLet me ")
+
+
+def test_a_message_with_empty_content_is_continued_after_its_reasoning():
+    prompt = _render(THINKING, [*USER, THOUGHT | {"content": ""}], continue_final_message=True)
+    assert prompt.endswith("<think>\nLet me \n</think>\n\n")
+
+
+# what it tells of itself
+
+
+@pytest.mark.parametrize(
+    ("text", "unread"),
+    [
+        ("{{ messages }}", {"a", "b", "add_generation_prompt"}),
+        ("{% if a is defined %}{{ messages }}{% endif %}", {"b", "add_generation_prompt"}),
+        ("{% set a = a | default(1) %}{% if add_generation_prompt %}{{ b }}{% endif %}", set()),
+        ("{% for a in messages %}{{ a }}{% endfor %}", {"a", "b", "add_generation_prompt"}),
+        ("{{ raise_exception('no') }}", {"a", "b"}),
+    ],
+)
+def test_what_a_template_never_looks_at_is_told(text: str, unread: set[str]):
+    prompt = ChatTemplate(TemplateTexts(text)).render(USER, kwargs={"a": 1, "b": 2})
+    assert prompt.unread == unread
+
+
+def test_a_conversation_that_had_to_be_changed_is_told_with_the_templates_reason():
+    text = """{% for m in messages %}
+{%- if m.role == 'system' and not loop.first %}{{ raise_exception('one system turn') }}{% endif %}
+{{- m.content }}{% endfor %}"""
+    messages = [{"role": "system", "content": "a"}, *USER, {"role": "system", "content": "b"}]
+    prompt = ChatTemplate(TemplateTexts(text)).render(messages)
+    (warning,) = prompt.warnings
+    assert "one system turn" in warning
+    assert ChatTemplate(TemplateTexts(text)).render(USER).warnings == ()
+
+
+def test_a_template_that_gave_way_to_chatml_is_told():
+    prompt = ChatTemplate(TemplateTexts("{{ raise_exception('no') }}", origin="here")).render(USER)
+    (warning,) = prompt.warnings
+    assert warning.startswith("the chat template (here) failed, and ChatML was used instead: ")
+
+
 # when it fails
 
 

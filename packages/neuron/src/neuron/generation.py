@@ -22,7 +22,7 @@ from neuron.chat.call_grammar import constraint_for, is_strict_ignored
 from neuron.chat.pieces import Piece
 from neuron.chat.reasoning import KeptReasoning, SplitReasoning
 from neuron.chat.template import ChatTemplate, Prompt, find_texts
-from neuron.chat.tool_calls import parser_for
+from neuron.chat.tool_calls import reader_for
 from neuron.choices import Choices, Reader, WorkerStream, seeded
 from neuron.models.kind import check_kind
 from neuron.per_load import PerLoad
@@ -174,8 +174,8 @@ class ChatService:
 
 
 def _answer(request: ChatRequest, rendered: Rendered, include_thinking: bool) -> Answer:
-    prompt, tools = rendered.prompt, request.offered_tools
-    calls = parser_for(prompt.format_text, tools) if tools else None
+    prompt = rendered.prompt
+    calls = reader_for(prompt.format_text, request.offered_tools)
     marker, thought = _opened_block(prompt.text, rendered.info)
     continues = request.continue_final_message
     if include_thinking:

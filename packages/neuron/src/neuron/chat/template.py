@@ -141,15 +141,14 @@ class ChatTemplate:
                 at = f"chat_template_kwargs.{name}"
                 raise InvalidRequest(f"{at}: cannot be replaced", param=at)
         context = {"add_generation_prompt": not continue_final_message, **(kwargs or {})}
-        ending = None
         if continue_final_message:
-            messages, ending = _tagged(messages, context["add_generation_prompt"])
+            messages = _tagged(messages, context["add_generation_prompt"])
         started = time.perf_counter()
         text = self.texts.tool_use if tools and self.texts.tool_use else self.texts.default
         origin = self.texts.origin
         try:
             prompt = self._render(text, messages, tools, context)
-            return prompt if ending is None else _continued(prompt, ending)
+            return _continued(prompt) if continue_final_message else prompt
         except Exception as error:  # untrusted code raises what it likes
             reason = _one_line(error)
         finally:
@@ -160,7 +159,7 @@ class ChatTemplate:
         told = f"the chat template ({origin}) failed, and ChatML was used instead: {reason}"
         try:
             prompt = self._render(CHATML, messages, None, context)
-            prompt = prompt if ending is None else _continued(prompt, ending)
+            prompt = _continued(prompt) if continue_final_message else prompt
             return replace(prompt, warnings=(told, *prompt.warnings))
         except Exception as error:
             reason = _one_line(error)
@@ -217,10 +216,8 @@ class ChatTemplate:
 _TAG = "-continued-here-50a7- "
 
 
-def _tagged(
-    messages: list[dict[str, Any]], add_generation_prompt: bool
-) -> tuple[list[dict[str, Any]], str]:
-    """The messages with the tag at the end of the last one, and the text that is to go on."""
+def _tagged(messages: list[dict[str, Any]], add_generation_prompt: bool) -> list[dict[str, Any]]:
+    """The messages with the tag at the end of the last one's text."""
     at = "continue_final_message"
     if add_generation_prompt:
         raise InvalidRequest(f"{at}: excludes add_generation_prompt", param=at)
@@ -231,20 +228,21 @@ def _tagged(
             if isinstance(text, str):
                 part = content[index] | {"text": text + _TAG}
                 tagged = [*content[:index], part, *content[index + 1 :]]
-                return [*messages[:-1], messages[-1] | {"content": tagged}], text
+                return [*messages[:-1], messages[-1] | {"content": tagged}]
     else:
         for key in ("content", *shaping.REASONING_KEYS):
             text = messages[-1].get(key)
             if isinstance(text, str):
-                return [*messages[:-1], messages[-1] | {key: text + _TAG}], text
+                return [*messages[:-1], messages[-1] | {key: text + _TAG}]
     raise InvalidRequest(f"{at}: the last message has no text to continue", param=at)
 
 
-def _continued(prompt: Prompt, ending: str) -> Prompt:
-    """The prompt up to the tag. Raises ValueError if the template did not show the message."""
+def _continued(prompt: Prompt) -> Prompt:
+    """The prompt up to the tag. Raises ValueError if the template did not show where the message
+    ends; what is before may have been put elsewhere, as reasoning is."""
     tag = _TAG.strip()
     place = prompt.text.rfind(tag)
-    if place < 0 or ending.strip() not in prompt.text:
+    if place < 0:
         raise ValueError("continue_final_message: the template does not show the last message")
     text = prompt.text[:place]
     if not prompt.text.startswith(_TAG, place):
