@@ -214,10 +214,19 @@ class _Vocabulary:
             or token in markers
             or lib.llama_vocab_get_attr(handle, token) & _NOT_TEXT
         ]
+        self._special = frozenset(self.special_token_ids)
 
     def __call__(self, text: str | bytes) -> list[int]:
+        """For text that a grammar demands: a token that is not text is spelled out."""
         text = text if isinstance(text, str) else text.decode("utf-8", "replace")
-        return self._tokenize(text).tolist()
+        tokens: list[int] = []
+        for token in self._tokenize(text).tolist():
+            letters = self.tokens[token].decode("utf-8", "replace")
+            if token in self._special and len(letters) > 1:
+                tokens += [*self(letters[:1]), *self(letters[1:])]
+            else:
+                tokens.append(token)
+        return tokens
 
 
 def _bytes_of(handle: Any, token: int) -> bytes:
