@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cortex_core.errors import NodeUnavailable, ShuttingDown, Stalled, UpstreamFailed
-from cortex_gateway.answer import NodeFault, judge, kind_of, passed_headers
+from cortex_gateway.answer import (
+    NodeFault,
+    cached_in,
+    judge,
+    kind_of,
+    passed_headers,
+    with_ignored,
+)
 
 
 def envelope(code: str) -> bytes:
@@ -79,3 +86,26 @@ def test_kinds_follow_from_the_error_and_whether_a_node_had_the_request() -> Non
     assert kind_of(NodeUnavailable(""), 503, was_forwarded=True) == "upstream_failed"
     assert kind_of(NodeUnavailable(""), 503, was_forwarded=False) == "rejected"
     assert kind_of(ShuttingDown(""), 503, was_forwarded=False) == "rejected"
+
+
+def test_what_was_ignored_twice_over_is_told_once_over() -> None:
+    headers = [(b"x-cortex-ignored", b"user"), (b"set-thing", b"1")]
+    assert with_ignored(headers, ["metadata", "container"]) == [
+        (b"set-thing", b"1"),
+        (b"x-cortex-ignored", b"user, metadata, container"),
+    ]
+    assert with_ignored(headers, []) == headers
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"reused=6 computed=4 source=live", (10, 6)),
+        (b"reused=0 computed=4 source=none miss=empty", (4, 0)),
+        (b"hit", None),
+        (b"", None),
+    ],
+)
+def test_cached_tokens_are_read_off_the_head(value: bytes, expected: object) -> None:
+    assert cached_in([(b"Set-Thing", b"1"), (b"X-Cortex-Cache", value)]) == expected
+    assert cached_in([]) is None

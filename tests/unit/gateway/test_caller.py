@@ -33,3 +33,19 @@ def test_without_a_credential_it_is_the_address():
 
 def test_what_a_client_calls_itself_counts_for_nothing():
     assert caller_of([(b"x-cortex-caller", b"boss")], "10.0.0.1") == "10.0.0.1"
+
+
+def test_a_key_is_one_caller_in_either_vendors_header():
+    bearer = caller_of([KEY], "10.0.0.1")
+    assert caller_of([(b"x-api-key", b"sk-secret")], "10.0.0.1") == bearer
+    assert caller_of([(b"authorization", b"bearer  sk-secret")], "10.0.0.1") == bearer
+
+
+def test_with_two_credentials_their_order_does_not_matter():
+    two = [KEY, (b"x-api-key", b"sk-other")]
+    assert caller_of(two, "10.0.0.1") == caller_of(two[::-1], "10.0.0.1")
+
+
+def test_a_credential_of_another_scheme_counts_in_full():
+    one, other = ([(b"authorization", scheme + b" abc")] for scheme in (b"Basic", b"Digest"))
+    assert caller_of(one, "10.0.0.1") != caller_of(other, "10.0.0.1")

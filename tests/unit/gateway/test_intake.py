@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any
 
+import msgspec
 import pytest
 
 from cortex_core.errors import InvalidJson, InvalidRequest, RequestTooLarge
-from cortex_gateway.intake import decode_head, read_body
+from cortex_gateway.intake import RequestHead, decode_head, read_body, renamed
 from cortex_gateway.vigil import ClientGone
 
 
@@ -45,6 +47,19 @@ async def test_reading_stops_where_the_limit_is_passed() -> None:
     assert incoming.taken == 2
 
 
+async def test_an_encoded_body_is_read_as_what_it_was() -> None:
+    packed = gzip.compress(b"abcd")
+    incoming = Incoming(packed[:5], packed[5:])
+    headers = [(b"content-encoding", b"gzip")]
+    assert await read_body(incoming, headers, 100) == b"abcd"
+
+
+async def test_the_limit_is_for_what_an_encoded_body_becomes() -> None:
+    incoming = Incoming(gzip.compress(bytes(101)))
+    with pytest.raises(RequestTooLarge):
+        await read_body(incoming, [(b"content-encoding", b"gzip")], 100)
+
+
 @pytest.mark.parametrize("pieces", [(None,), (b"ab", None)])
 async def test_a_client_that_leaves_is_gone(pieces: tuple[bytes | None, ...]) -> None:
     with pytest.raises(ClientGone):
@@ -53,7 +68,41 @@ async def test_a_client_that_leaves_is_gone(pieces: tuple[bytes | None, ...]) ->
 
 def test_only_model_and_stream_are_looked_at() -> None:
     body = b'{"messages":[{"model":"inner"}],"model":"a/b","n":"wrong","stream":true}'
-    assert decode_head(body) == ("a/b", True)
+    assert decode_head(body) == RequestHead("a/b", True)
+
+
+def chat(*contents: str, **fields: Any) -> bytes:
+    messages = [{"role": "user", "content": content} for content in contents]
+    return msgspec.json.encode({"model": "m", "messages": messages} | fields)
+
+
+def test_prompts_that_begin_alike_have_prefixes_that_begin_alike() -> None:
+    first, second = (
+        decode_head(chat("s" * 3000, end * 3000), has_prompt=True).prefix for end in "xy"
+    )
+    shared = sum(a == b for a, b in zip(first, second, strict=True))
+    assert len(first) == 11
+    assert shared == 5  # whole blocks of 512 bytes, from the message's own beginning
+
+
+def test_tools_are_a_part_of_the_prefix_and_samplers_are_not() -> None:
+    long = "s" * 3000
+    plain = decode_head(chat(long), has_prompt=True).prefix
+    assert decode_head(chat(long, temperature=1), has_prompt=True).prefix == plain
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    assert decode_head(chat(long, tools=tools), has_prompt=True).prefix[0] != plain[0]
+
+
+def test_what_has_no_prompt_or_a_short_one_has_no_prefix() -> None:
+    assert decode_head(chat("s" * 3000)).prefix == ()
+    assert decode_head(chat("s"), has_prompt=True).prefix == ()
+
+
+def test_a_renamed_request_differs_in_nothing_but_its_model() -> None:
+    body = b'{ "model" : "alias", "n": 1e400, "messages":[ {"content": "\\u00e9\xc3\xa9"} ]}'
+    assert renamed(body, "org/name") == (
+        b'{"model":"org/name","n":1e400,"messages":[ {"content": "\\u00e9\xc3\xa9"} ]}'
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"model":"\xff"}', b"[" * 100_000])

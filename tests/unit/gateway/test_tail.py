@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_core.outcome import Usage
-from cortex_gateway.tail import MAX_HELD_BYTES, StreamTail, usage_of
+from cortex_gateway.tail import MAX_HELD_BYTES, StreamTail, is_comment, parted, usage_of
 
 ONE = b'data: {"choices":[{"delta":{"content":"one"}}]}\n\n'
 USAGE = (
@@ -96,3 +96,28 @@ def test_usage_of_a_whole_answer() -> None:
     assert usage_of(USAGE.removeprefix(b"data: ")) == Usage(7, 5, 3, 0)
     assert usage_of(b'{"usage":null}') is None
     assert usage_of(b"{}") is None
+
+
+def test_an_event_is_held_for_as_long_as_it_is_told_to_be() -> None:
+    tail = StreamTail(2 * MAX_HELD_BYTES)
+    assert tail.feed(b"data: " + b"x" * MAX_HELD_BYTES) == b""
+    assert len(tail.feed(b"\n\n")) == MAX_HELD_BYTES + 8
+
+
+@pytest.mark.parametrize("events", [b": a\n\n", b":\n\n: b\n\n", b": a\r\n\r\n: b\r\n\r\n"])
+def test_comments_are_signs_of_life_and_nothing_else(events: bytes) -> None:
+    assert is_comment(events)
+    assert not is_comment(events + ONE)
+    assert not is_comment(ONE + events)
+
+
+def test_an_error_event_is_parted_from_what_comes_before_it() -> None:
+    before, error = parted(ONE + ERROR)
+    assert before == ONE
+    assert error is not None
+    assert (error.code, error.message) == ("stalled", "gone")
+
+
+def test_what_a_model_says_of_errors_is_none() -> None:
+    said = rb'data: {"choices":[{"delta":{"content":"data: {\"error\":1}"}}]}' + b"\n\n"
+    assert parted(said) == (said, None)

@@ -5,6 +5,7 @@ Pure functions over a status, headers and a body that has been read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -14,7 +15,17 @@ from cortex_core.errors import CortexError, UpstreamFailed, parse_openai
 from cortex_core.outcome import OutcomeKind, Usage
 from cortex_gateway.tail import UNREADABLE, usage_of
 
-__all__ = ["NodeFault", "Whole", "judge", "kind_of", "passed_headers"]
+__all__ = [
+    "ELSEWHERE",
+    "NodeFault",
+    "RawHeaders",
+    "Whole",
+    "cached_in",
+    "judge",
+    "kind_of",
+    "passed_headers",
+    "with_ignored",
+]
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -40,6 +51,8 @@ NOT_PASSED = frozenset(
 # Answers that say "not here, not now": another replica may do better. 404 is among them because
 # the model may have been unloaded a moment ago, before the node's event of it arrived.
 ELSEWHERE = frozenset({404, 502, 503})
+
+_REUSED = re.compile(rb"reused=(\d+) computed=(\d+)")
 
 
 class Whole(NamedTuple):
@@ -80,6 +93,28 @@ def passed_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
         if name not in NOT_PASSED:
             passed.append((name, value))
     return passed
+
+
+def with_ignored(
+    headers: list[tuple[bytes, bytes]], ignored: Iterable[str]
+) -> list[tuple[bytes, bytes]]:
+    """The headers with these parameters, too, in `x-cortex-ignored`."""
+    names = [name.encode("ascii", "replace") for name in ignored]
+    if not names:
+        return headers
+    told = [value for name, value in headers if name == b"x-cortex-ignored"]
+    others = [(name, value) for name, value in headers if name != b"x-cortex-ignored"]
+    return [*others, (b"x-cortex-ignored", b", ".join(told + names))]
+
+
+def cached_in(headers: RawHeaders) -> tuple[int, int] | None:
+    """Tokens of the prompt, and those of them that were reused, as `x-cortex-cache` has them; a
+    stream that began before they were known has none."""
+    for name, value in headers:
+        if name.lower() == b"x-cortex-cache" and (found := _REUSED.match(value)):
+            reused, computed = int(found[1]), int(found[2])
+            return reused + computed, reused
+    return None
 
 
 def judge(node: str, status: int, headers: RawHeaders, body: bytes) -> Whole:

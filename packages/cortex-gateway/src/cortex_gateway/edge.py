@@ -90,7 +90,8 @@ async def _discard(receive: Receive) -> None:
 
 
 class Edge:
-    """Around every app but the hot path: puts the request id on, and minds unread bodies."""
+    """Around every app but the hot path: puts the request id on, minds unread bodies, and takes a
+    path with a slash at its end for the one without."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
@@ -98,6 +99,8 @@ class Edge:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         request_id = request_id_of(scope["headers"])
         scope["state"]["request_id"] = request_id.decode()
+        if scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         is_unread = has_body(scope["headers"])
         start: MutableMapping[str, Any] = {}
 

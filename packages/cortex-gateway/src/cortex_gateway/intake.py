@@ -1,4 +1,4 @@
-"""Reading a request: its bounded body, and the two fields that the gateway acts on."""
+"""Reading a request: its bounded body, and the few fields that the gateway acts on."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ import msgspec
 
 from cortex_core.envelopes.parameters import decode_object
 from cortex_core.errors import InvalidJson, InvalidRequest, RequestTooLarge
+from cortex_core.fleet.affinity import BLOCK_BYTES, MOST_KEYS, prefix_keys
 from cortex_gateway.edge import Headers
-from cortex_gateway.vigil import ClientGone, Receive
+from cortex_gateway.inflate import inflated
+from cortex_gateway.vigil import ClientGone, Receive, Vigil
 
-__all__ = ["RequestHead", "decode_head", "read_body"]
+__all__ = ["RequestHead", "decode_head", "read_body", "renamed"]
+
+# Prefix keys look no further into a prompt.
+_PREFIX_BYTES = BLOCK_BYTES * MOST_KEYS
 
 
 class RequestHead(NamedTuple):
+    """`prefix`: see `cortex_core.fleet.affinity.prefix_keys`; empty for what has no prompt."""
+
     model: str
     stream: bool
+    prefix: tuple[int, ...] = ()
 
 
 class _Head(msgspec.Struct):
@@ -24,23 +32,50 @@ class _Head(msgspec.Struct):
     stream: bool | None = None
 
 
-_decoder = msgspec.json.Decoder(_Head)
+_NOTHING = msgspec.Raw()
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
-    """The whole body, by content-length or chunked.
+class _Prompt(_Head):
+    """The parts of a prompt in the order in which templates print them. As they were written: a
+    client that writes the same beginning in another way gets another prefix, which costs it no
+    more than a cache."""
 
-    Raises RequestTooLarge as soon as it is known to exceed `limit` bytes, and ClientGone.
+    tools: msgspec.Raw = _NOTHING
+    messages: msgspec.Raw = _NOTHING
+    prompt: msgspec.Raw = _NOTHING
+
+
+_head_decoder = msgspec.json.Decoder(_Head)
+_prompt_decoder = msgspec.json.Decoder(_Prompt)
+
+
+async def read_body(
+    receive: Receive,
+    headers: Headers,
+    limit: int,
+    vigil: Vigil | None = None,
+    idle_timeout_s: float = 0.0,
+) -> bytes:
+    """The whole body, by content-length or chunked, with its content encoding undone.
+
+    With a `vigil`, whoever sends none of it for `idle_timeout_s` ends the request. Raises
+    RequestTooLarge as soon as it is known to exceed `limit` bytes, InvalidRequest and ClientGone.
     """
+    encoding = b""
     for name, value in headers:
-        if name == b"content-length" and int(value) > limit:  # a number: the server has checked
-            raise _too_large(limit)
+        if name == b"content-length":
+            if int(value) > limit:  # a number: the server has checked
+                raise _too_large(limit)
+        elif name == b"content-encoding":
+            encoding = value
     message = await receive()
     body: bytes = message.get("body", b"")
     if message.get("more_body"):
         parts = [body]
         size = len(body)
         while message.get("more_body"):
+            if vigil is not None:
+                vigil.expect(idle_timeout_s)
             message = await receive()
             part = message.get("body", b"")
             size += len(part)
@@ -50,21 +85,45 @@ async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
         body = b"".join(parts)
     if message["type"] == "http.disconnect":
         raise ClientGone("the client left before its request was complete")
+    if vigil is not None:
+        vigil.has_read()
+    if encoding:
+        plain = await inflated(body, encoding.decode("latin-1"), limit)
+        if plain is None:
+            raise _too_large(limit)
+        return plain
     return body
 
 
-def decode_head(body: bytes) -> RequestHead:
+def decode_head(body: bytes, *, has_prompt: bool = False) -> RequestHead:
     """The model and whether to stream; the rest of the body is the neuron's to judge.
 
     Raises InvalidJson or InvalidRequest (with `param`).
     """
     try:
-        head = _decoder.decode(body)
+        if has_prompt and len(body) > BLOCK_BYTES:
+            head = _prompt_decoder.decode(body)
+        else:
+            head = _head_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _explain(body)
     if not head.model:
         raise InvalidRequest("model: must not be empty", param="model")
-    return RequestHead(head.model, head.stream or False)
+    return RequestHead(head.model, head.stream or False, _prefix_of(head))
+
+
+def renamed(body: bytes, model: str) -> bytes:
+    """The same request for another model, the one that an alias stands for."""
+    values = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    values["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(values)
+
+
+def _prefix_of(head: _Head) -> tuple[int, ...]:
+    if not isinstance(head, _Prompt):
+        return ()
+    parts = (head.tools, head.messages, head.prompt)
+    return prefix_keys(bytes(memoryview(part)[:_PREFIX_BYTES]) for part in parts)
 
 
 def _explain(body: bytes) -> RequestHead:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import msgspec
 
-from cortex_core.errors import parse_openai
+from cortex_core.errors import CortexError, parse_openai
 from cortex_core.outcome import Usage
 
-__all__ = ["UNREADABLE", "StreamTail", "usage_of"]
+__all__ = ["MAX_EVENT_BYTES", "UNREADABLE", "StreamTail", "is_comment", "parted", "usage_of"]
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises over bytes that are not the JSON it was told to expect."""
@@ -22,6 +22,9 @@ WINDOW_BYTES = 4096
 
 # An event longer than this is passed on in pieces.
 MAX_HELD_BYTES = 256 * 1024
+
+# No event of a neuron is as long as this; what must not be cut is held up to here.
+MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
 class _PromptDetails(msgspec.Struct):
@@ -63,6 +66,26 @@ def usage_of(body: bytes) -> Usage | None:
     )
 
 
+# Within JSON a quote that is part of a text is escaped, so this is never what a model said.
+_ERROR_EVENT = b'data: {"error"'
+
+
+def is_comment(events: bytes) -> bool:
+    """Whether these whole events are signs of life and nothing else."""
+    return events.startswith(b":") and all(
+        line.startswith(b":") for line in events.splitlines() if line
+    )
+
+
+def parted(events: bytes) -> tuple[bytes, CortexError | None]:
+    """What comes before the error event among these whole events, and the error."""
+    before, mark, rest = events.partition(_ERROR_EVENT)
+    if not mark:
+        return events, None
+    data = (mark + rest).split(b"\n", 1)[0].removeprefix(b"data: ")
+    return before, parse_openai(data, status=502)
+
+
 def _last_boundary(chunk: bytes) -> int:
     """The length of `chunk` up to and with its last blank line; 0 when it has none."""
     ends = (chunk.rfind(mark) + len(mark) for mark in (b"\n\n", b"\n\r\n", b"\r\r"))
@@ -73,12 +96,14 @@ def _last_boundary(chunk: bytes) -> int:
 class StreamTail:
     """Feed it every chunk and send on what it returns; ask it at the end.
 
-    `is_mid_event`: the last byte that was let through is inside an event.
+    `is_mid_event`: the last byte that was let through is inside an event, one of more than
+    `most_held` bytes.
     """
 
-    __slots__ = ("_held", "_recent", "is_mid_event")
+    __slots__ = ("_held", "_most_held", "_recent", "is_mid_event")
 
-    def __init__(self) -> None:
+    def __init__(self, most_held: int = MAX_HELD_BYTES) -> None:
+        self._most_held = most_held
         self._held = b""
         self._recent = b""
         self.is_mid_event = False
@@ -90,7 +115,7 @@ class StreamTail:
             self._held = b""
         if not chunk.endswith(b"\n\n"):
             cut = _last_boundary(chunk)
-            if len(chunk) - cut <= MAX_HELD_BYTES:
+            if len(chunk) - cut <= self._most_held:
                 self._held = chunk[cut:]
                 chunk = chunk[:cut]
                 if not chunk:

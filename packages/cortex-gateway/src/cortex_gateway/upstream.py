@@ -45,14 +45,16 @@ class Neuron:
     async def post(
         self, path: str, body: bytes, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
-        """Send a model's request to one of a few paths; returns once the answer's head is here.
-        Raises NETWORK_ERRORS.
+        """Send a model's request to one of a few paths, perhaps with a query; returns once the
+        answer's head is here. Raises NETWORK_ERRORS.
 
         No timeout but the one for connecting: the caller watches the rest.
         """
         url = self._urls.get(path)
         if url is None:
-            url = self._urls[path] = URL(self.endpoint + path, encoded=True)
+            url = URL(self.endpoint + path, encoded=True)
+            if "?" not in path:  # of which there are as many as clients can think of
+                self._urls[path] = url
         return await self._session.request(
             "POST",
             url,

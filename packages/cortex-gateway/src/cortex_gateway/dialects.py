@@ -1,0 +1,116 @@
+"""Which paths a model answers, where a neuron answers them, and in which dialect their clients are
+spoken to.
+
+What is not translated passes byte for byte. A dialect speaks for itself where there is no
+translation yet: when a body cannot even be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from cortex_core.errors import CortexError, UpstreamFailed, render_anthropic, render_responses
+from cortex_core.translate.translation import Translation
+from cortex_core.wire import sse
+from cortex_gateway.edge import error_body
+
+__all__ = ["ANTHROPIC", "DIALECTS", "OPENAI", "RESPONSES", "Counting", "Dialect", "Route", "Voice"]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Voice(Protocol):
+    """How a client is told what no neuron says. A Translation is one, and so is a Dialect."""
+
+    def keep_alive(self) -> bytes: ...
+    def error_event(self, error: CortexError) -> bytes: ...
+    def error_body(self, error: CortexError) -> bytes: ...
+
+
+class Dialect:
+    """`request_id_headers`: where its clients look for the request id."""
+
+    request_id_headers: tuple[bytes, ...] = (b"x-request-id",)
+
+    def keep_alive(self) -> bytes:
+        return sse.KEEP_ALIVE
+
+    def error_event(self, error: CortexError) -> bytes:
+        return sse.encode(self.error_body(error))
+
+    def error_body(self, error: CortexError) -> bytes:
+        return error_body(error)
+
+
+class _Anthropic(Dialect):
+    request_id_headers = (b"x-request-id", b"request-id")
+
+    def error_event(self, error: CortexError) -> bytes:
+        return sse.encode(self.error_body(error), event="error")
+
+    def error_body(self, error: CortexError) -> bytes:
+        return _encode(render_anthropic(error))
+
+
+class _Responses(Dialect):
+    def error_event(self, error: CortexError) -> bytes:
+        return sse.encode(_encode(render_responses(error)), event="error")
+
+
+OPENAI = Dialect()
+ANTHROPIC = _Anthropic()
+RESPONSES = _Responses()
+
+
+class Route(NamedTuple):
+    """`path`: where a neuron answers it. `is_generating`: it may stream, and it has a prompt, whose
+    beginning may be cached somewhere. `has_query`: the neuron reads the query string. `translate`
+    makes a body's translation, whose chat is sent there in its place."""
+
+    path: str
+    dialect: Dialect = OPENAI
+    is_generating: bool = False
+    has_query: bool = False
+    translate: Callable[[bytes], Translation] | None = None
+
+
+class _Count(msgspec.Struct):
+    count: int
+
+
+class Counting:
+    """A translation of which only the prompt's length is asked for: a chat's rendering in,
+    `{"input_tokens": n}` out."""
+
+    is_stream = False
+
+    def __init__(self, of: Translation) -> None:
+        self.model = of.model
+        self.chat = of.chat
+        self.ignored = of.ignored
+        self.error_body = of.error_body
+        self.error_event = of.error_event
+        self.keep_alive = of.keep_alive
+        self.started = of.started
+        self.feed = of.feed
+
+    def whole(self, body: bytes) -> bytes:
+        try:
+            count = msgspec.json.decode(body, type=_Count).count
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise UpstreamFailed("the node answered with something that is no count") from None
+        return _encode({"input_tokens": count})
+
+
+DIALECTS: dict[str, Route] = {
+    "/v1/chat/completions": Route("/v1/chat/completions", is_generating=True),
+    "/v1/chat/render": Route("/v1/chat/render", has_query=True),
+    "/v1/completions": Route("/v1/completions", is_generating=True),
+    "/v1/embeddings": Route("/v1/embeddings"),
+    "/v1/rerank": Route("/v1/rerank"),
+    "/tokenize": Route("/tokenize"),
+    "/detokenize": Route("/detokenize"),
+}
