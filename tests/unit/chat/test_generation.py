@@ -37,6 +37,7 @@ async def _prompt(registry: PlayedRegistry, request: ChatRequest, **config: Any)
         ({}, ""),
         ({"reasoning_effort": "none"}, "|thinking=False"),
         ({"reasoning_effort": "low"}, "|thinking=True"),
+        ({"enable_thinking": False}, "|thinking=False"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "|thinking=False"),
         (
             {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}},

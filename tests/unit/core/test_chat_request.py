@@ -98,6 +98,24 @@ FAULTS: list[tuple[dict[str, Any], type[CortexError], str]] = [
     ({"tool_choice": NAMED, "tools": [TOOL]}, InvalidRequest, "tool_choice"),
     ({"tool_choice": NAMED | {"type": "custom"}}, InvalidRequest, "tool_choice.type"),
     ({"tools": [TOOL], "parallel_tool_calls": 0}, InvalidRequest, "parallel_tool_calls"),
+    ({"max_thinking_tokens": -1}, InvalidRequest, "max_thinking_tokens"),
+    ({"max_thinking_tokens": "few"}, InvalidRequest, "max_thinking_tokens"),
+    ({"enable_thinking": "yes"}, InvalidRequest, "enable_thinking"),
+    (
+        {"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False}},
+        InvalidRequest,
+        "enable_thinking",
+    ),
+    (
+        {"add_generation_prompt": False, "chat_template_kwargs": {"add_generation_prompt": True}},
+        InvalidRequest,
+        "add_generation_prompt",
+    ),
+    (
+        {"chat_template_kwargs": {"continue_final_message": True}},
+        InvalidRequest,
+        "chat_template_kwargs.continue_final_message",
+    ),
     (
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]},
         InvalidRequest,
@@ -114,6 +132,68 @@ def test_a_fault_is_typed_and_names_its_parameter(
         decode_chat_request(_body(**change))
     assert caught.value.param == param
     assert param in caught.value.message
+
+
+ASSISTANT = {"role": "assistant", "content": "So "}
+CALLING = ASSISTANT | {"tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
+JSON_OBJECT = {"type": "json_object"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "role 'user'"),
+        ({"messages": [*MESSAGES, CALLING]}, "tool calls"),
+        ({"messages": [*MESSAGES, ASSISTANT], "add_generation_prompt": True}, "add_generation"),
+        (
+            {
+                "messages": [*MESSAGES, ASSISTANT],
+                "chat_template_kwargs": {"add_generation_prompt": True},
+            },
+            "add_generation_prompt",
+        ),
+        ({"messages": [*MESSAGES, ASSISTANT], "response_format": JSON_OBJECT}, "response_format"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_with_the_reason(change: dict[str, Any], said: str):
+    with pytest.raises(InvalidRequest, match=said) as caught:
+        decode_chat_request(_body(continue_final_message=True, **change))
+    assert caught.value.param == "continue_final_message"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"add_generation_prompt": False},
+        {"response_format": {"type": "text"}},
+        {"regex": "[a-z]+"},
+        {"messages": [*MESSAGES, ASSISTANT | {"tool_calls": []}]},
+    ],
+)
+def test_an_assistants_message_can_be_continued(change: dict[str, Any]):
+    body = _body(**({"messages": [*MESSAGES, ASSISTANT]} | change), continue_final_message=True)
+    assert decode_chat_request(body)[0].continue_final_message
+
+
+@pytest.mark.parametrize(
+    ("wishes", "told"),
+    [
+        ({}, {}),
+        ({"reasoning_effort": "none"}, {"enable_thinking": False}),
+        ({"reasoning_effort": "low"}, {"enable_thinking": True, "reasoning_effort": "low"}),
+        ({"enable_thinking": False}, {"enable_thinking": False}),
+        ({"enable_thinking": False, "reasoning_effort": "low"},
+         {"enable_thinking": False, "reasoning_effort": "low"}),
+        ({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
+         {"enable_thinking": False, "reasoning_effort": "low"}),
+        ({"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": True, "x": 1}},
+         {"enable_thinking": True, "x": 1}),
+        ({"add_generation_prompt": False}, {"add_generation_prompt": False}),
+    ],
+)  # fmt: skip
+def test_what_a_template_is_told(wishes: dict[str, Any], told: dict[str, Any]):
+    assert decode_chat_request(_body(**wishes))[0].template_kwargs == told
 
 
 @pytest.mark.parametrize("missing", ["model", "messages"])
