@@ -4,23 +4,28 @@ One device is chosen for one model. In this order: a node it is pinned on; room 
 after evicting; a GPU; victims that are least missed; most free memory; the names.
 
 What may be evicted: nothing that is pinned, of a higher class, busy, or on its way in or out; and
-nothing that has only just been loaded, unless those who wait for the newcomer are clearly more
-than those who asked for it (see `_CLEARLY_MORE`).
+nothing that has only just been loaded, unless clearly more wait for the newcomer than have asked
+for it of late (`_is_clearly_more`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import msgspec
 
 from cortex_core.config.gateway import EvictionSection
 from cortex_core.config.models import ModelEntry
-from cortex_core.errors import Fault
+from cortex_core.errors import CortexError, Fault, RequestError
 from cortex_core.fleet.discovery import ModelPhase
+from cortex_core.fleet.ledger import DEMAND_WINDOW_MIN
 
 __all__ = ["DeviceView", "NoPlacement", "NodeView", "Placement", "Resident", "Want", "place"]
+
+_MIB = 2**20
+_ARRIVING = ("loading", "recovering")
+_LEAVING = ("draining", "unloading")
 
 
 class Resident(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,4 +122,316 @@ def place(
     want: Want, nodes: Iterable[NodeView], eviction: EvictionSection, now: float
 ) -> Placement | NoPlacement:
     """Decide. `now` is in monotonic seconds."""
-    raise NotImplementedError
+    judged = [_judge_node(want, node, eviction, now) for node in sorted(nodes, key=_name)]
+    why = [f"{one.node} {one.text}" for node in judged for one in node]
+    plans = sorted(
+        (one.plan for node in judged for one in node if one.plan), key=lambda plan: plan.rank
+    )
+    if plans:
+        why.append(f"chosen: {plans[0].node} {plans[0].device}, since {_advantage(plans)}")
+        return plans[0].placement(why)
+    drained = [one.drained for node in judged for one in node if one.drained]
+    after_drain = min(drained, key=lambda plan: plan.rank).placement(why) if drained else None
+    verdicts = [one for node in judged for one in node]
+    return NoPlacement(
+        causes={node[0].node: "; ".join(one.text for one in node) for node in judged},
+        is_forever=all(one.is_forever for one in verdicts),
+        is_worth_waiting=any(one.is_passing for one in verdicts),
+        retry_at=min((one.retry_at for one in verdicts if one.retry_at is not None), default=None),
+        after_drain=after_drain,
+        why=tuple(why),
+    )
+
+
+class _Plan(msgspec.Struct):
+    """`rank`: the lower the better, in the order of `_ADVANTAGES`."""
+
+    node: str
+    device: str
+    need_bytes: int
+    victims: list[Resident]
+    rank: tuple[Any, ...]
+
+    def placement(self, why: list[str]) -> Placement:
+        return Placement(
+            node=self.node,
+            device=self.device,
+            need_bytes=self.need_bytes,
+            evict=tuple(victim.model for victim in self.victims),
+            why=tuple(why),
+        )
+
+
+_ADVANTAGES = (
+    "the model is pinned there",
+    "nothing has to leave there",
+    "it is a GPU",
+    "what is free there is known",
+    "those who leave there are missed least",
+    "it has the most free memory",
+    "its name comes first",
+    "its name comes first",
+)
+
+
+class _Verdict(msgspec.Struct, kw_only=True):
+    """On one device, or on a node as a whole. `drained`: the plan once nobody uses the models
+    there. `is_passing`: time, or something under way, may change it."""
+
+    node: str
+    text: str
+    plan: _Plan | None = None
+    drained: _Plan | None = None
+    is_forever: bool = False
+    is_passing: bool = False
+    retry_at: float | None = None
+
+
+def _judge_node(
+    want: Want, node: NodeView, eviction: EvictionSection, now: float
+) -> list[_Verdict]:
+    """At least one verdict."""
+    entry = want.entry
+    least = entry.min_device_vram_mb * _MIB
+    fitting = [device for device in node.devices if _is_large(device, least)]
+    if node.fault is not None:
+        # A fault of the model, such as a corrupt file, stays; a node that could not say does not.
+        stays = isinstance(CortexError.from_fault(node.fault), RequestError)
+        text = f"cannot load it: {node.fault.message}"
+        return [_Verdict(node=node.name, text=text, is_forever=stays, is_passing=not stays)]
+    if node.devices and len(fitting) < entry.min_devices:
+        text = f"has {len(fitting)} of the {entry.min_devices} devices that it must have"
+        if least:
+            text += f", GPUs with {entry.min_device_vram_mb:,} MiB in all"
+        return [_Verdict(node=node.name, text=text, is_forever=True)]
+    devices = [_judge_device(want, node, device, eviction, now) for device in fitting]
+    if devices and all(device.is_forever for device in devices):
+        return devices
+    return [obstacle] if (obstacle := _obstacle(want, node, now)) else devices
+
+
+def _obstacle(want: Want, node: NodeView, now: float) -> _Verdict | None:
+    """What keeps this node as a whole from taking the model now."""
+
+    def because(text: str, is_passing: bool = False, retry_at: float | None = None) -> _Verdict:
+        return _Verdict(node=node.name, text=text, is_passing=is_passing, retry_at=retry_at)
+
+    if node.absence:
+        return because(f"is unreachable: {node.absence}")
+    if node.is_draining:
+        return because("is draining")
+    if node.name in want.avoid:
+        return because(want.avoid[node.name])
+    for resident in node.residents:
+        if resident.model == want.entry.id:
+            return because(f"has it already, {resident.phase}", resident.phase != "ready")
+    if node.is_placing:
+        return because("is being given another model", True)
+    if node.retry_at is not None and node.retry_at > now:
+        wait_s = node.retry_at - now
+        text = f"failed to load it, and is not asked again for {wait_s:.0f} s: {node.failure}"
+        return because(text, True, node.retry_at)
+    return None if node.devices else because("has told of no device")
+
+
+def _judge_device(
+    want: Want, node: NodeView, device: DeviceView, eviction: EvictionSection, now: float
+) -> _Verdict:
+    def verdict(text: str, **facts: Any) -> _Verdict:
+        return _Verdict(node=node.name, text=f"{device.id}: {text}", **facts)
+
+    need = node.needs.get(device.id)
+    if need is None:
+        return verdict("nobody knows yet what it takes there", is_passing=True)
+    if device.total_bytes is not None and need > device.total_bytes:
+        text = f"needs {_mib(need)}, and there are {_mib(device.total_bytes)} in all"
+        return verdict(text, is_forever=True)
+    if device.cause:
+        return verdict(f"out of order: {device.cause}")
+
+    residents = sorted(node.residents, key=lambda resident: resident.model)
+    here = [resident for resident in residents if _shares(resident, device, node)]
+    free = _free(device, here)
+
+    def plan(victims: list[Resident]) -> _Plan:
+        return _plan(want, node, device, need, free, victims, eviction)
+
+    if free is None:
+        return verdict(f"needs {_mib(need)}; nobody knows what is free, so it fits", plan=plan([]))
+    sizes = f"needs {_mib(need)}, {_mib(free)} of {_mib(device.total_bytes)} are free"
+    if device.free_bytes is None:
+        sizes += " (by what the models there take; the driver does not say)"
+    if need <= free:
+        return verdict(f"{sizes}: it fits", plan=plan([]))
+    if not want.may_evict:
+        return verdict(f"{sizes}, and nothing is evicted for it")
+    if moving := _moving(here, need - free):
+        return verdict(f"{sizes}; {moving}", is_passing=True)
+
+    judged = [(resident, _protection(resident, want, eviction, now)) for resident in here]
+    short = need - free
+    idle = [resident for resident, shield in judged if not shield.text]
+    if victims := _victims(idle, short, eviction):
+        leaving = ", ".join(_described(victim, now) for victim in victims)
+        return verdict(f"{sizes}: it fits after evicting {leaving}", plan=plan(victims))
+    in_use = idle + [resident for resident, shield in judged if shield.kind == "busy"]
+    young = [shield.until for _, shield in judged if shield.kind == "young"]
+    in_time = in_use + [resident for resident, shield in judged if shield.kind == "young"]
+    stays = "; ".join(
+        f"{resident.model} {shield.text}" for resident, shield in judged if shield.text
+    )
+    text = f"{sizes}, and evicting is not enough" + (f" ({stays})" if stays else "")
+    victims = _victims(in_use, short, eviction)
+    is_passing = bool(_victims(in_time, short, eviction))
+    return verdict(
+        text,
+        drained=plan(victims) if victims else None,
+        is_passing=is_passing,
+        retry_at=min(young, default=None) if is_passing else None,
+    )
+
+
+def _plan(
+    want: Want,
+    node: NodeView,
+    device: DeviceView,
+    need: int,
+    free: int | None,
+    victims: list[Resident],
+    eviction: EvictionSection,
+) -> _Plan:
+    order = _missed(eviction)
+    rank = (
+        node.name not in want.entry.pinned_on,
+        bool(victims),
+        device.kind == "cpu",
+        free is None,
+        sorted(map(order, victims), reverse=True),
+        -(free or 0),
+        node.name,
+        device.id,
+    )
+    return _Plan(node.name, device.id, need, victims, rank)
+
+
+def _advantage(plans: list[_Plan]) -> str:
+    """What the first has over the second."""
+    if len(plans) == 1:
+        return "it fits nowhere else"
+    pairs = zip(_ADVANTAGES, plans[0].rank, plans[1].rank, strict=True)
+    return next(advantage for advantage, mine, other in pairs if mine != other)
+
+
+# room
+
+
+def _is_large(device: DeviceView, least: int) -> bool:
+    """Video memory is what is asked for: a CPU has none, however much memory its host has."""
+    if least == 0:
+        return True
+    return device.kind != "cpu" and (device.total_bytes or 0) >= least
+
+
+def _shares(resident: Resident, device: DeviceView, node: NodeView) -> bool:
+    """Whether the resident's leaving gives the device memory."""
+    if resident.device == device.id:
+        return True
+    pools = {other.id: other.pool for other in node.devices}
+    return bool(device.pool) and pools.get(resident.device) == device.pool
+
+
+def _free(device: DeviceView, here: list[Resident]) -> int | None:
+    """Less what models on their way in will take: they may not have taken it yet. Where the driver
+    would not say, what the models here leave of the whole."""
+    if device.free_bytes is not None:
+        taken = sum(r.memory_bytes for r in here if r.phase in _ARRIVING)
+        return max(0, device.free_bytes - taken)
+    if device.total_bytes is not None:
+        return max(0, device.total_bytes - sum(r.memory_bytes for r in here))
+    return None
+
+
+def _moving(here: list[Resident], short: int) -> str:
+    """Why it is too early to evict: models that are leaving give enough, or what models on their
+    way in take is not known before they are there."""
+    leaving = [r for r in here if r.phase in _LEAVING]
+    if leaving and sum(r.memory_bytes for r in leaving) >= short:
+        return f"{', '.join(r.model for r in leaving)} will have left enough"
+    arriving = [r.model for r in here if r.phase in _ARRIVING]
+    return f"{', '.join(arriving)} will first have to be there" if arriving else ""
+
+
+# eviction
+
+
+class _Shield(msgspec.Struct):
+    """Why a resident may not be evicted; no text: it may. `until`: when a young one no longer is
+    that."""
+
+    text: str = ""
+    kind: Literal["", "always", "young", "busy"] = ""
+    until: float = 0.0
+
+
+def _protection(resident: Resident, want: Want, eviction: EvictionSection, now: float) -> _Shield:
+    if resident.is_pinned:
+        return _Shield("is pinned", "always")
+    if resident.priority > want.entry.residency_priority:
+        return _Shield(
+            f"is of class {resident.priority}, above {want.entry.residency_priority}", "always"
+        )
+    if resident.phase != "ready":
+        return _Shield(f"is {resident.phase}", "always")
+    until = resident.loaded_at + eviction.min_residency_s
+    if until > now and not _is_clearly_more(want.waiting, resident.demand):
+        return _Shield(f"is to stay {until - now:.0f} s more, having just come", "young", until)
+    if resident.busy:
+        return _Shield(f"is busy with {resident.busy}", "busy")
+    return _Shield()
+
+
+def _is_clearly_more(waiting: int, demand: float) -> bool:
+    """At least two wait for the newcomer, and more than have asked for the resident of late.
+
+    Otherwise two models that do not fit together would take turns with every request."""
+    return waiting >= 2 and waiting > demand * DEMAND_WINDOW_MIN
+
+
+def _missed(eviction: EvictionSection) -> Callable[[Resident], tuple[Any, ...]]:
+    """How much a resident would be missed, to order by."""
+    if eviction.strategy == "lru":
+        return lambda r: (r.last_used, r.model)
+    return lambda r: (r.priority, r.reload_s * r.demand, r.last_used, r.model)
+
+
+def _victims(candidates: list[Resident], short: int, eviction: EvictionSection) -> list[Resident]:
+    """Who leaves, the least missed first, so that `short` bytes come free; none if all of them
+    would not do. The most missed is missed as little as can be, and nobody leaves in vain."""
+    order = _missed(eviction)
+    chosen: list[Resident] = []
+    freed = 0
+    for candidate in sorted(candidates, key=order):
+        if freed >= short:
+            break
+        chosen.append(candidate)
+        freed += candidate.memory_bytes
+    if freed < short:
+        return []
+    for candidate in sorted(chosen, key=order, reverse=True):
+        if freed - candidate.memory_bytes >= short:
+            chosen.remove(candidate)
+            freed -= candidate.memory_bytes
+    return chosen
+
+
+def _described(resident: Resident, now: float) -> str:
+    idle_s = max(0.0, now - resident.last_used)
+    return f"{resident.model} ({_mib(resident.memory_bytes)}, unused for {idle_s:.0f} s)"
+
+
+def _mib(size: int | None) -> str:
+    return "an unknown number" if size is None else f"{size / _MIB:,.0f} MiB"
+
+
+def _name(node: NodeView) -> str:
+    return node.name
