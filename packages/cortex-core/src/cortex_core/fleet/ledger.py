@@ -217,8 +217,10 @@ class Ledger:
         return all(not wanted or wanted == has for wanted, has in pairs)
 
 
-def _figures(model: ModelState) -> tuple[str, int, float | None]:
-    return model.device, model.memory_bytes, model.load_s
+def _figures(model: ModelState) -> tuple[object, ...]:
+    """What stays while it stays loaded."""
+    size = (model.memory_bytes, model.context, model.parallel, model.cells, model.kv_type)
+    return (model.device, model.load_s, *size)
 
 
 def _faded(seconds: float) -> float:
