@@ -6,6 +6,7 @@ Only what a translation needs is decoded, because it happens once per token.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -54,7 +55,7 @@ class ChunkOption(msgspec.Struct):
     delta: ChunkDelta
     finish_reason: str | None = None
     stop_reason: str | None = None
-    logprobs: msgspec.Raw | None = None
+    logprobs: dict[str, Any] | None = None
 
 
 class _PromptDetails(msgspec.Struct):
@@ -85,7 +86,7 @@ class ChatUsage(msgspec.Struct):
 class ChatChunk(msgspec.Struct):
     choices: list[ChunkOption] = []
     usage: ChatUsage | None = None
-    error: msgspec.Raw | None = None
+    error: dict[str, Any] | None = None
 
 
 class ChatMessage(msgspec.Struct):
@@ -100,7 +101,7 @@ class ChatChoice(msgspec.Struct):
     message: ChatMessage
     finish_reason: str | None = None
     stop_reason: str | None = None
-    logprobs: msgspec.Raw | None = None
+    logprobs: dict[str, Any] | None = None
 
 
 class WholeAnswer(msgspec.Struct):

@@ -1,0 +1,185 @@
+"""Items of a Responses conversation as chat messages.
+
+An item is a part of a turn: reasoning, text and tool calls that follow one another are one
+assistant message.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from cortex_core.errors import InvalidRequest, NotFound, UnsupportedParameter
+
+__all__ = ["Item", "chat_messages", "opened", "sealed"]
+
+Item = dict[str, Any]
+
+_encode = msgspec.json.Encoder().encode
+_SEAL = "cortex1:"
+_TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+_ROLES = ("user", "assistant", "system", "developer")
+
+
+def sealed(reasoning: str) -> str:
+    """Reasoning as `encrypted_content`: opaque to a client, who gives it back as it is. It is no
+    secret: the same text stands beside it."""
+    return _SEAL + base64.b64encode(reasoning.encode()).decode()
+
+
+def opened(content: str) -> str:
+    """What `sealed` was given; empty for what is not of our making."""
+    if not content.startswith(_SEAL):
+        return ""
+    try:
+        return base64.b64decode(content[len(_SEAL) :], validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+
+
+def chat_messages(
+    items: Iterable[Item], recall: Callable[[str], Item | None], param: str = "input"
+) -> list[dict[str, Any]]:
+    """`recall` finds the item of an `item_reference`.
+
+    Raises InvalidRequest, UnsupportedParameter or NotFound that names the place, e.g.
+    `input[2].content[0]`.
+    """
+    turns = _Turns()
+    for index, item in enumerate(items):
+        at = f"{param}[{index}]"
+        if _kind(item, at) == "item_reference":
+            item = _recalled(item, recall, at)
+        _READERS[_kind(item, at)](turns, item, at)
+    return turns.messages
+
+
+class _Turns:
+    """Messages so far; `said` is the assistant's turn that goes on."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._said: dict[str, Any] | None = None
+
+    def add(self, message: dict[str, Any]) -> None:
+        self._said = None
+        self.messages.append(message)
+
+    def said(self, *, but_not: Iterable[str] = ()) -> dict[str, Any]:
+        """The assistant's turn, a new one where it has one of these already."""
+        if self._said is None or any(name in self._said for name in but_not):
+            self.add({"role": "assistant"})
+            self._said = self.messages[-1]
+        return self._said
+
+
+def _message(turns: _Turns, item: Item, at: str) -> None:
+    role = item.get("role")
+    if role not in _ROLES:
+        raise InvalidRequest(f"{at}.role: expected one of {', '.join(_ROLES)}", param=f"{at}.role")
+    content = _content(item.get("content"), f"{at}.content")
+    if role == "assistant":
+        turns.said(but_not=("content", "tool_calls"))["content"] = content
+    else:
+        turns.add({"role": role, "content": content})
+
+
+def _reasoning(turns: _Turns, item: Item, at: str) -> None:
+    told = item.get("content") or item.get("summary")
+    text = _text(told, f"{at}.content") if told else opened(_string(item, "encrypted_content", ""))
+    if text:
+        said = turns.said(but_not=("reasoning_content", "content", "tool_calls"))
+        said["reasoning_content"] = text
+
+
+def _function_call(turns: _Turns, item: Item, at: str) -> None:
+    _call(turns, item, at, _string(item, "arguments", "", at) or "{}")
+
+
+def _custom_call(turns: _Turns, item: Item, at: str) -> None:
+    _call(turns, item, at, _encode({"input": _string(item, "input", "", at)}).decode())
+
+
+def _call(turns: _Turns, item: Item, at: str, arguments: str) -> None:
+    function = {"name": _string(item, "name", None, at), "arguments": arguments}
+    call = {"id": _string(item, "call_id", None, at), "type": "function", "function": function}
+    turns.said().setdefault("tool_calls", []).append(call)
+
+
+def _call_output(turns: _Turns, item: Item, at: str) -> None:
+    content = _content(item.get("output"), f"{at}.output")
+    call_id = _string(item, "call_id", None, at)
+    turns.add({"role": "tool", "tool_call_id": call_id, "content": content})
+
+
+_READERS: dict[str, Callable[[_Turns, Item, str], None]] = {
+    "message": _message,
+    "reasoning": _reasoning,
+    "function_call": _function_call,
+    "custom_tool_call": _custom_call,
+    "function_call_output": _call_output,
+    "custom_tool_call_output": _call_output,
+}
+
+
+def _kind(item: Item, at: str) -> str:
+    kind = item.get("type", "message")
+    if kind not in _READERS and kind != "item_reference":
+        raise UnsupportedParameter(f"{at}: an item of type {kind!r} is unsupported", param=at)
+    return kind
+
+
+def _recalled(item: Item, recall: Callable[[str], Item | None], at: str) -> Item:
+    name = _string(item, "id", None, at)
+    found = recall(name)
+    if found is None:
+        raise NotFound(f"{at}.id: no item {name!r} is stored", param=f"{at}.id")
+    return found
+
+
+def _content(value: Any, at: str) -> str | list[dict[str, str]]:
+    """Text, or parts of it, for a chat message."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    parts = [{"type": "text", "text": text} for text in _texts(value, at)]
+    return parts[0]["text"] if len(parts) == 1 else parts
+
+
+def _text(value: Any, at: str) -> str:
+    return value if isinstance(value, str) else "\n".join(_texts(value, at))
+
+
+def _texts(parts: Any, at: str) -> list[str]:
+    if not isinstance(parts, list):
+        raise InvalidRequest(f"{at}: expected a string or an array of parts", param=at)
+    texts = []
+    for index, part in enumerate(parts):
+        here = f"{at}[{index}]"
+        if not isinstance(part, dict):
+            raise InvalidRequest(f"{here}: expected an object", param=here)
+        kind = part.get("type")
+        if kind == "refusal":
+            texts.append(_string(part, "refusal", None, here))
+        elif kind in _TEXTS:
+            texts.append(_string(part, "text", None, here))
+        else:
+            raise UnsupportedParameter(
+                f"{here}: content of type {kind!r} is unsupported", param=here
+            )
+    return texts
+
+
+def _string(values: Item, name: str, default: str | None, at: str = "") -> str:
+    """`default` None: required. Raises InvalidRequest."""
+    value = values.get(name)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        param = f"{at}.{name}"
+        problem = "missing required parameter" if value is None else "expected a string"
+        raise InvalidRequest(f"{param}: {problem}", param=param)
+    return value
