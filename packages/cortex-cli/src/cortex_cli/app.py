@@ -24,6 +24,7 @@ _COMMANDS = {
     "status": "status",
     "models": "models",
     "chat": "chat",
+    "render": "render",
     "load": "load",
     "unload": "load",
     "serve": "serve",

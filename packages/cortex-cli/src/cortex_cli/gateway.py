@@ -130,6 +130,10 @@ class Gateway:
         """`POST /v1/chat/completions`, answered whole."""
         return await self._call("POST", "/v1/chat/completions", request, _STREAM)
 
+    async def render(self, request: dict[str, Any], tokens: str) -> bytes:
+        """`POST /v1/chat/render` as it came; `tokens` is its query's."""
+        return await self._call("POST", f"/v1/chat/render?tokens={tokens}", request, _STREAM)
+
     @asynccontextmanager
     async def chat_stream(self, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         """`POST /v1/chat/completions` with `stream`; yields the raw bytes as they arrive."""
