@@ -123,22 +123,19 @@ def place(
 ) -> Placement | NoPlacement:
     """Decide. `now` is in monotonic seconds."""
     judged = [_judge_node(want, node, eviction, now) for node in sorted(nodes, key=_name)]
-    why = [f"{one.node} {one.text}" for node in judged for one in node]
-    plans = sorted(
-        (one.plan for node in judged for one in node if one.plan), key=lambda plan: plan.rank
-    )
+    verdicts = [one for node in judged for one in node]
+    why = [f"{one.node} {one.text}" for one in verdicts]
+    plans = sorted((one.plan for one in verdicts if one.plan), key=_rank)
     if plans:
         why.append(f"chosen: {plans[0].node} {plans[0].device}, since {_advantage(plans)}")
         return plans[0].placement(why)
-    drained = [one.drained for node in judged for one in node if one.drained]
-    after_drain = min(drained, key=lambda plan: plan.rank).placement(why) if drained else None
-    verdicts = [one for node in judged for one in node]
+    drained = sorted((one.drained for one in verdicts if one.drained), key=_rank)
     return NoPlacement(
         causes={node[0].node: "; ".join(one.text for one in node) for node in judged},
         is_forever=all(one.is_forever for one in verdicts),
         is_worth_waiting=any(one.is_passing for one in verdicts),
         retry_at=min((one.retry_at for one in verdicts if one.retry_at is not None), default=None),
-        after_drain=after_drain,
+        after_drain=drained[0].placement(why) if drained else None,
         why=tuple(why),
     )
 
@@ -204,7 +201,7 @@ def _judge_node(
         if least:
             text += f", GPUs with {entry.min_device_vram_mb:,} MiB in all"
         return [_Verdict(node=node.name, text=text, is_forever=True)]
-    devices = [_judge_device(want, node, device, eviction, now) for device in fitting]
+    devices = [_Site(want, node, device, eviction, now).judge() for device in fitting]
     if devices and all(device.is_forever for device in devices):
         return devices
     return [obstacle] if (obstacle := _obstacle(want, node, now)) else devices
@@ -234,84 +231,84 @@ def _obstacle(want: Want, node: NodeView, now: float) -> _Verdict | None:
     return None if node.devices else because("has told of no device")
 
 
-def _judge_device(
-    want: Want, node: NodeView, device: DeviceView, eviction: EvictionSection, now: float
-) -> _Verdict:
-    def verdict(text: str, **facts: Any) -> _Verdict:
-        return _Verdict(node=node.name, text=f"{device.id}: {text}", **facts)
+class _Site:
+    """One device as a place for the wanted model: the question, and what answers it."""
 
-    need = node.needs.get(device.id)
-    if need is None:
-        return verdict("nobody knows yet what it takes there", is_passing=True)
-    if device.total_bytes is not None and need > device.total_bytes:
-        text = f"needs {_mib(need)}, and there are {_mib(device.total_bytes)} in all"
-        return verdict(text, is_forever=True)
-    if device.cause:
-        return verdict(f"out of order: {device.cause}")
+    def __init__(
+        self, want: Want, node: NodeView, device: DeviceView, eviction: EvictionSection, now: float
+    ) -> None:
+        self._want = want
+        self._node = node
+        self._device = device
+        self._eviction = eviction
+        self._now = now
+        residents = sorted(node.residents, key=lambda resident: resident.model)
+        self._here = [resident for resident in residents if _shares(resident, device, node)]
+        self._need = node.needs.get(device.id)
+        self._free = _free(device, self._here)
 
-    residents = sorted(node.residents, key=lambda resident: resident.model)
-    here = [resident for resident in residents if _shares(resident, device, node)]
-    free = _free(device, here)
+    def judge(self) -> _Verdict:
+        device, need, free = self._device, self._need, self._free
+        if need is None:
+            return self._verdict("nobody knows yet what it takes there", is_passing=True)
+        if device.total_bytes is not None and need > device.total_bytes:
+            text = f"needs {_mib(need)}, and there are {_mib(device.total_bytes)} in all"
+            return self._verdict(text, is_forever=True)
+        if device.cause:
+            return self._verdict(f"out of order: {device.cause}")
+        if free is None:
+            text = f"needs {_mib(need)}; nobody knows what is free, so it fits"
+            return self._verdict(text, plan=self._plan(need, []))
+        sizes = f"needs {_mib(need)}, {_mib(free)} of {_mib(device.total_bytes)} are free"
+        if device.free_bytes is None:
+            sizes += " (by what the models there take; the driver does not say)"
+        if need <= free:
+            return self._verdict(f"{sizes}: it fits", plan=self._plan(need, []))
+        if not self._want.may_evict:
+            return self._verdict(f"{sizes}, and nothing is evicted for it")
+        if moving := _moving(self._here, need - free):
+            return self._verdict(f"{sizes}; {moving}", is_passing=True)
+        return self._judge_eviction(need, need - free, sizes)
 
-    def plan(victims: list[Resident]) -> _Plan:
-        return _plan(want, node, device, need, free, victims, eviction)
+    def _judge_eviction(self, need: int, short: int, sizes: str) -> _Verdict:
+        shields = [(r, _shield(r, self._want, self._eviction, self._now)) for r in self._here]
+        idle = [resident for resident, shield in shields if shield is None]
+        if victims := _victims(idle, short, self._eviction):
+            leaving = ", ".join(_described(victim, self._now) for victim in victims)
+            text = f"{sizes}: it fits after evicting {leaving}"
+            return self._verdict(text, plan=self._plan(need, victims))
+        busy = [resident for resident, shield in shields if shield and shield.kind == "busy"]
+        young = [resident for resident, shield in shields if shield and shield.kind == "young"]
+        after_drain = _victims(idle + busy, short, self._eviction)
+        in_time = bool(_victims(idle + busy + young, short, self._eviction))
+        ends = [shield.until for _, shield in shields if shield and shield.kind == "young"]
+        stay = "; ".join(
+            f"{resident.model} {shield.text}" for resident, shield in shields if shield
+        )
+        return self._verdict(
+            f"{sizes}, and evicting is not enough" + (f" ({stay})" if stay else ""),
+            drained=self._plan(need, after_drain) if after_drain else None,
+            is_passing=in_time,
+            retry_at=min(ends, default=None) if in_time else None,
+        )
 
-    if free is None:
-        return verdict(f"needs {_mib(need)}; nobody knows what is free, so it fits", plan=plan([]))
-    sizes = f"needs {_mib(need)}, {_mib(free)} of {_mib(device.total_bytes)} are free"
-    if device.free_bytes is None:
-        sizes += " (by what the models there take; the driver does not say)"
-    if need <= free:
-        return verdict(f"{sizes}: it fits", plan=plan([]))
-    if not want.may_evict:
-        return verdict(f"{sizes}, and nothing is evicted for it")
-    if moving := _moving(here, need - free):
-        return verdict(f"{sizes}; {moving}", is_passing=True)
+    def _verdict(self, text: str, **facts: Any) -> _Verdict:
+        return _Verdict(node=self._node.name, text=f"{self._device.id}: {text}", **facts)
 
-    judged = [(resident, _protection(resident, want, eviction, now)) for resident in here]
-    short = need - free
-    idle = [resident for resident, shield in judged if not shield.text]
-    if victims := _victims(idle, short, eviction):
-        leaving = ", ".join(_described(victim, now) for victim in victims)
-        return verdict(f"{sizes}: it fits after evicting {leaving}", plan=plan(victims))
-    in_use = idle + [resident for resident, shield in judged if shield.kind == "busy"]
-    young = [shield.until for _, shield in judged if shield.kind == "young"]
-    in_time = in_use + [resident for resident, shield in judged if shield.kind == "young"]
-    stays = "; ".join(
-        f"{resident.model} {shield.text}" for resident, shield in judged if shield.text
-    )
-    text = f"{sizes}, and evicting is not enough" + (f" ({stays})" if stays else "")
-    victims = _victims(in_use, short, eviction)
-    is_passing = bool(_victims(in_time, short, eviction))
-    return verdict(
-        text,
-        drained=plan(victims) if victims else None,
-        is_passing=is_passing,
-        retry_at=min(young, default=None) if is_passing else None,
-    )
-
-
-def _plan(
-    want: Want,
-    node: NodeView,
-    device: DeviceView,
-    need: int,
-    free: int | None,
-    victims: list[Resident],
-    eviction: EvictionSection,
-) -> _Plan:
-    order = _missed(eviction)
-    rank = (
-        node.name not in want.entry.pinned_on,
-        bool(victims),
-        device.kind == "cpu",
-        free is None,
-        sorted(map(order, victims), reverse=True),
-        -(free or 0),
-        node.name,
-        device.id,
-    )
-    return _Plan(node.name, device.id, need, victims, rank)
+    def _plan(self, need: int, victims: list[Resident]) -> _Plan:
+        missed = sorted(map(_missed(self._eviction), victims), reverse=True)
+        name, device, free = self._node.name, self._device, self._free
+        rank = (
+            name not in self._want.entry.pinned_on,
+            bool(victims),
+            device.kind == "cpu",
+            free is None,
+            missed,
+            -(free or 0),
+            name,
+            device.id,
+        )
+        return _Plan(name, device.id, need, victims, rank)
 
 
 def _advantage(plans: list[_Plan]) -> str:
@@ -365,29 +362,29 @@ def _moving(here: list[Resident], short: int) -> str:
 
 
 class _Shield(msgspec.Struct):
-    """Why a resident may not be evicted; no text: it may. `until`: when a young one no longer is
-    that."""
+    """Why a resident may not be evicted. `until`: when a young one no longer is that."""
 
-    text: str = ""
-    kind: Literal["", "always", "young", "busy"] = ""
+    text: str
+    kind: Literal["always", "young", "busy"] = "always"
     until: float = 0.0
 
 
-def _protection(resident: Resident, want: Want, eviction: EvictionSection, now: float) -> _Shield:
+def _shield(
+    resident: Resident, want: Want, eviction: EvictionSection, now: float
+) -> _Shield | None:
+    priority, most = resident.priority, want.entry.residency_priority
     if resident.is_pinned:
-        return _Shield("is pinned", "always")
-    if resident.priority > want.entry.residency_priority:
-        return _Shield(
-            f"is of class {resident.priority}, above {want.entry.residency_priority}", "always"
-        )
+        return _Shield("is pinned")
+    if priority > most:
+        return _Shield(f"is of class {priority}, above {most}")
     if resident.phase != "ready":
-        return _Shield(f"is {resident.phase}", "always")
+        return _Shield(f"is {resident.phase}")
     until = resident.loaded_at + eviction.min_residency_s
     if until > now and not _is_clearly_more(want.waiting, resident.demand):
         return _Shield(f"is to stay {until - now:.0f} s more, having just come", "young", until)
     if resident.busy:
         return _Shield(f"is busy with {resident.busy}", "busy")
-    return _Shield()
+    return None
 
 
 def _is_clearly_more(waiting: int, demand: float) -> bool:
@@ -435,3 +432,7 @@ def _mib(size: int | None) -> str:
 
 def _name(node: NodeView) -> str:
     return node.name
+
+
+def _rank(plan: _Plan) -> tuple[Any, ...]:
+    return plan.rank
