@@ -59,7 +59,8 @@ def fleets(draw: st.DrawFn) -> list[NodeView]:
             is_telling = draw(st.sampled_from([True, True, True, False]))
             free_bytes = free * MIB if is_telling else None
             devices.append(DeviceView(id=device, total_bytes=total * MIB, free_bytes=free_bytes))
-        needs = dict.fromkeys(("cuda:0", "cuda:1"), draw(SIZES) * MIB)
+        need = draw(SIZES)
+        needs = {device.id: need * MIB for device in devices}
         nodes.append(
             NodeView(name=name, devices=tuple(devices), residents=tuple(residents), needs=needs)
         )
