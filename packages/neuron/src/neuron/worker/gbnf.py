@@ -21,37 +21,63 @@ lib = llama.lib  # pyright: ignore[reportPrivateImportUsage]
 
 Floats = npt.NDArray[np.float32]
 Int32s = npt.NDArray[np.int32]
+Bytes = npt.NDArray[np.bool_]
 
 _LONGEST = 64 * 1024  # bytes
 _DEEPEST = 128  # llama.cpp reads brackets recursively
 _QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]|#[^\n]*')
 _LOOKED_AT = 1024
-"""About so many of the likeliest tokens are tried first: 150,000 take llama.cpp 10 ms."""
+"""About so many of the likeliest tokens are tried before all: 150,000 take llama.cpp 10 ms."""
 
 _SAMPLED = 8192
+_NO_TEXT = 256  # in place of a byte
+_NONE: Int32s = np.empty(0, np.int32)
 _LONGEST_STEP_S = 0.25
 
 
 class FirstBytes:
-    """Of a vocabulary. Where a grammar allows no token that is one byte alone, it allows none that
-    begins with it: asking for 256 spares asking for nearly all of 150,000."""
+    """The tokens of a vocabulary that are text, by the byte they begin with. Where a grammar allows
+    no token that is one byte alone, it allows none that begins with it: asking for 256 spares
+    asking for nearly all of 150,000."""
 
     def __init__(self, pieces: Sequence[bytes], special: Collection[int]) -> None:
         """`pieces`: each token's bytes. `special`: tokens that are not text."""
-        self._of = np.array([piece[0] if piece else 0 for piece in pieces], np.uint8)
-        self.alone = np.array(
-            [t for t, piece in enumerate(pieces) if len(piece) == 1 and t not in special], np.int32
-        )
-        known = np.unique(self._of[self.alone])
-        self._unknown = np.setdiff1d(np.arange(256), known)
+        text = [t for t, piece in enumerate(pieces) if piece and t not in special]
+        first = np.array([pieces[t][0] for t in text], np.uint8)
+        self.alone = np.array([t for t in text if len(pieces[t]) == 1], np.int32)
+        self._unknown = np.setdiff1d(np.arange(256), [pieces[t][0] for t in self.alone.tolist()])
+        ids = np.array(text, np.int32)
+        self._sample = ids[:: max(len(ids) // _SAMPLED, 1)]
+        self._of_byte = [ids[first == byte] for byte in range(256)]
+        self._sizes = np.array([*map(len, self._of_byte), 0])
+        self._of = np.full(len(pieces), _NO_TEXT, np.int16)
+        self._of[ids] = first
+        self._of_sample = self._of[self._sample]
 
-    def restrict(self, logits: Floats, allowed: Int32s) -> None:
-        """Make tokens impossible that begin with a byte which `allowed`, of those `alone`, has
-        not."""
-        addends = np.full(256, -np.inf, np.float32)
-        addends[self._unknown] = 0.0
-        addends[self._of[allowed]] = 0.0
-        logits += addends.take(self._of)
+    def is_text(self, token: int) -> bool:
+        return self._of[token] != _NO_TEXT
+
+    def begun(self, allowed: Int32s) -> Bytes:
+        """Which bytes may come first where `allowed`, of those `alone`, may."""
+        may = np.zeros(257, np.bool_)
+        may[self._unknown] = True
+        may[self._of[allowed]] = True
+        return may
+
+    def size(self, begun: Bytes) -> int:
+        return int(self._sizes[begun].sum())
+
+    def all(self, begun: Bytes) -> Int32s:
+        return np.concatenate([self._of_byte[byte] for byte in np.flatnonzero(begun)] or [_NONE])
+
+    def likeliest(self, begun: Bytes, logits: Floats, count: int) -> Int32s:
+        """All from some logit on, about `count`. Which logit that is, a sample tells well enough,
+        in a tenth of the time."""
+        values = logits[self._sample[begun[self._of_sample]]]
+        kept = min(1 + count * len(values) // self.size(begun), len(values))
+        least = np.partition(values, -kept)[-kept] if kept else -np.inf
+        tokens = np.flatnonzero(logits >= least)
+        return tokens[begun[self._of[tokens]]].astype(np.int32)
 
 
 class GbnfGuide:
@@ -66,15 +92,13 @@ class GbnfGuide:
         text: str,
         param: str,
         *,
-        special: Collection[int],
         first_bytes: FirstBytes,
     ) -> None:
-        """`special`: tokens that are not text. Raises InvalidRequest that says what is wrong."""
+        """Raises InvalidRequest that says what is wrong."""
         self._param = param
+        self._kept = _NONE
         self._check(text)
-        ends = model.vocabulary.end_ids
-        self._ends = np.array(sorted(ends), np.int32)
-        self._forbidden = np.array(sorted(set(special) - ends), np.int32)
+        self._ends = np.array(sorted(model.vocabulary.end_ids), np.int32)
         self._first_bytes = first_bytes
         vocabulary: Any = lib.llama_model_get_vocab(model.handle)
         self._handle: Any = lib.llama_sampler_init_grammar(vocabulary, text.encode(), b"root")
@@ -98,16 +122,29 @@ class GbnfGuide:
             raise InvalidRequest(f"{self._param}: {problem}", param=self._param)
 
     def restrict(self, logits: Floats, wanted: int) -> None:
-        ends = logits[self._ends]
-        logits[self._forbidden] = -np.inf
-        self._first_bytes.restrict(logits, self._allowed(self._first_bytes.alone))
-        logits[self._ends] = ends
-        if 0 < wanted < _LOOKED_AT < len(logits):
-            allowed = self._allowed(_likeliest(logits))
-            if len(allowed) >= wanted:
-                keep(logits, allowed)
-                return
-        keep(logits, self._allowed(np.flatnonzero(logits > -np.inf).astype(np.int32)))
+        self._kept = self._possible(logits, wanted)
+        keep(logits, self._kept)
+
+    def _possible(self, logits: Floats, wanted: int) -> Int32s:
+        """Only tokens that may come next, and at least so many of the likeliest of them."""
+        first = self._first_bytes
+        if wanted == 1:
+            best = int(logits.argmax())
+            if first.is_text(best) and len(allowed := self._allowed(np.array([best], np.int32))):
+                return allowed
+        begun = first.begun(self._allowed(first.alone))
+        if wanted and first.size(begun) > _LOOKED_AT:
+            for count in (16 + 3 * wanted, _LOOKED_AT):
+                likeliest = first.likeliest(begun, logits, count)
+                allowed = self._allowed(self._with_ends(logits, likeliest))
+                if len(allowed) >= wanted + len(self._ends):
+                    return allowed
+        return self._allowed(self._with_ends(logits, first.all(begun)))
+
+    def _with_ends(self, logits: Floats, tokens: Int32s) -> Int32s:
+        """Those that are possible at all."""
+        tokens = np.concatenate((self._ends, tokens))
+        return tokens[logits[tokens] > -np.inf]
 
     def _allowed(self, tokens: Int32s) -> Int32s:
         """A few at a time, then more, to notice before it is too late that they take long: some
@@ -118,37 +155,30 @@ class GbnfGuide:
         at, size = 0, 1
         while at < len(tokens):
             apply(self._handle, candidates[at : at + size])
-            at += size
+            at = min(at + size, len(tokens))
             spent = time.monotonic() - began
             if spent > _LONGEST_STEP_S:
                 raise InvalidRequest(
                     f"{self._param}: the grammar is too ambiguous: {at} tokens took {spent:.2f} s",
                     param=self._param,
                 )
-            size *= 4
+            # As many more as the time would do for at this speed.
+            size = min(32 * size, 1 + int(at * _LONGEST_STEP_S / max(spent, 1e-6)))
         return candidates["id"][candidates["logit"] > -np.inf]
 
     def accept(self, token: int) -> None:
         # llama.cpp ends the process for a token that its grammar does not allow.
-        if not len(self._allowed(np.array([token], np.int32))):
+        if token not in self._kept and not len(self._allowed(np.array([token], np.int32))):
             raise InvalidRequest(
                 f"{self._param}: token {token} does not follow from it", param=self._param
             )
+        self._kept = _NONE
         lib.llama_sampler_accept(self._handle, token)
 
     def free(self) -> None:
         handle, self._handle = self._handle, None
         if handle:
             lib.llama_sampler_free(handle)
-
-
-def _likeliest(logits: Floats) -> Int32s:
-    """All from some logit on. Which logit that is, part of the vocabulary tells well enough, in a
-    tenth of the time."""
-    stride = max(len(logits) // _SAMPLED, 1)
-    kept = max(_LOOKED_AT // stride, 1)
-    least = np.partition(logits[::stride], -kept)[-kept]
-    return np.flatnonzero((logits >= least) & (logits > -np.inf)).astype(np.int32)
 
 
 def keep(logits: Floats, tokens: Int32s) -> None:

@@ -125,9 +125,7 @@ class Grammars:
         if constraint.kind == "gbnf":
             if self._first_bytes is None:
                 self._first_bytes = FirstBytes(self._pieces, self._special)
-            return GbnfGuide(
-                self._model, text, param, special=self._special, first_bytes=self._first_bytes
-            )
+            return GbnfGuide(self._model, text, param, first_bytes=self._first_bytes)
         if constraint.kind == "regex":
             grammar = LLMatcher.grammar_from_regex(text)
         else:
