@@ -77,9 +77,10 @@ class RequestCame(msgspec.Struct, frozen=True, tag=True):
 
 class RequestEnded(msgspec.Struct, frozen=True, tag=True):
     """It is over, however: answered, refused by its replica, or its client left, perhaps while it
-    still waited."""
+    still waited. `has_answer`: something came from its replica, which therefore is alive."""
 
     request: str
+    has_answer: bool = True
 
 
 class RequestFailed(msgspec.Struct, frozen=True, tag=True):
@@ -167,10 +168,12 @@ Stimulus = (
 
 
 class Send(msgspec.Struct, frozen=True, tag=True):
-    """The request goes to this replica now, and counts as in flight there until it ends."""
+    """The request goes to this replica now, and counts as in flight there until it ends. `load_s`:
+    how much of its wait was for a load; None where it waited for none."""
 
     request: str
     replica: Replica
+    load_s: float | None = None
 
 
 class Refuse(msgspec.Struct, frozen=True, tag=True):

@@ -57,6 +57,11 @@ class Topology:
 
     # stimuli
 
+    def configured(self, nodes: Iterable[str]) -> None:
+        """Other nodes may be configured now; what is known of those that stay is kept."""
+        self._nodes = {name: self._nodes.get(name) or _Node() for name in nodes}
+        self._index()
+
     def observed(self, node: str, state: NodeState) -> bool:
         """A state arrived. Returns False when it is older than what is known of the same boot."""
         entry = self._nodes[node]

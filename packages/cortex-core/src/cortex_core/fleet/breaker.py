@@ -1,0 +1,68 @@
+"""Whether a replica that keeps failing is still asked.
+
+    closed ──N failures in a row──► open ──pause over──► half-open ──success──► closed
+                                      ▲                      │
+                                      └──failure, twice the pause
+
+Half-open lets one request through as a probe. A node that only says that it is well closes nothing.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Breaker"]
+
+FAILURES = 3
+PAUSE_FIRST_S = 1.0
+PAUSE_MOST_S = 30.0
+
+
+class Breaker:
+    """Of one replica. Every time is passed in."""
+
+    __slots__ = ("_failures", "_pause_s", "_until", "probe")
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._pause_s = 0.0
+        self._until: float | None = None
+        self.probe: str | None = None  # the request that tries a half-open replica
+
+    @property
+    def is_closed(self) -> bool:
+        return self._until is None
+
+    @property
+    def until(self) -> float | None:
+        """When a probe may go through; None when it is closed or the probe is on its way."""
+        return self._until if self.probe is None else None
+
+    def wants_probe(self, now: float) -> bool:
+        return self._until is not None and self.probe is None and now >= self._until
+
+    def succeeded(self, request: str) -> bool:
+        """A request was answered. Returns whether that closed it: only its probe does, for what was
+        sent before it opened says nothing about now."""
+        if self._until is None:
+            self._failures = 0
+            return False
+        if self.probe != request:
+            return False
+        self._failures, self._pause_s, self._until, self.probe = 0, 0.0, None, None
+        return True
+
+    def failed(self, request: str, now: float) -> bool:
+        """A request was failed before its first byte. Returns whether that opened it (again)."""
+        self._failures += 1
+        if self._until is None and self._failures < FAILURES:
+            return False
+        if self._until is not None and self.probe != request:
+            return False
+        self._pause_s = min(self._pause_s * 2, PAUSE_MOST_S) or PAUSE_FIRST_S
+        self._until = now + self._pause_s
+        self.probe = None
+        return True
+
+    def unused(self, request: str) -> None:
+        """The probe ended without an answer of the replica's: another one may go."""
+        if self.probe == request:
+            self.probe = None

@@ -1,0 +1,196 @@
+"""Those who wait for a model that is ready nowhere: what is done for them, or why nothing can be.
+
+Wait for what is on its way; else ask the nodes what a load would take; else load it where placement
+says; else let somebody finish who is in the way; else refuse, and say why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from cortex_core.errors import CortexError
+from cortex_core.fleet import refusals
+from cortex_core.fleet.board import Board
+from cortex_core.fleet.events import Estimate, EstimateCame
+from cortex_core.fleet.placement import NoPlacement, Placement
+from cortex_core.fleet.plans import Plans
+from cortex_core.fleet.views import decide
+from cortex_core.fleet.waiting import Ticket
+
+__all__ = ["Placing"]
+
+# A node that has not answered for so long is left out of a decision that others allow.
+ANSWER_S = 2.0
+
+# What a node once refused is asked again after this time: a file may have come since.
+ASK_AGAIN_S = 30.0
+
+# These say that the question did not arrive; everything else is an answer.
+_UNHEARD = frozenset(
+    {"node_unavailable", "upstream_failed", "stalled", "internal_error", "shutting_down"}
+)
+UNHEARD_AGAIN_S = 5.0
+
+
+class Placing:
+    def __init__(self, board: Board, plans: Plans) -> None:
+        self._board = board
+        self._plans = plans
+
+    # stimuli
+
+    def estimated(self, stimulus: EstimateCame) -> None:
+        board = self._board
+        node = board.nodes.get(stimulus.node)
+        if node is None or node.asked.pop(stimulus.model, None) is None:
+            return
+        node.answered[stimulus.model] = board.now
+        fault = stimulus.fault
+        if fault is None or fault.code not in _UNHEARD:
+            board.ledger.estimated(stimulus.model, stimulus.node, stimulus.needs, fault)
+        board.unsettled.add(stimulus.model)
+
+    # those who wait
+
+    def advance(self, model: str) -> None:
+        """Do the next thing for those who still wait, and could not be sent."""
+        board = self._board
+        tickets = board.waiting.in_turn(model)
+        for node in dict.fromkeys(ticket.node for ticket in tickets):
+            self._advance(model, node, [ticket for ticket in tickets if ticket.node == node])
+        if not board.waiting.count(model):
+            board.failed_loads.pop(model, None)
+            self._stop_drains(model)
+
+    def _advance(self, model: str, node: str | None, tickets: list[Ticket]) -> None:
+        board = self._board
+        # Operators may name a node that has gone from the configuration meanwhile.
+        only = None if node is None else [name for name in board.nodes if name == node]
+        coming = [p for p in board.coming(model) if node in (None, p.node)]
+        plan = board.plan_for(model)
+        if coming or (plan is not None and node in (None, plan.node)):
+            for ticket in tickets:
+                if ticket.loading_since is None:
+                    ticket.loading_since = board.now
+            return
+        for ticket in tickets:
+            ticket.loading_since = None
+        if model in board.ready:
+            return  # it has failed these, who wait for news of it
+        is_asked = self.ask(model, only, tickets[0].options)
+        if is_asked is None:
+            return
+        is_aside = model in board.tripped
+        decision = decide(board, model, only=only, may_evict=not is_aside)
+        if isinstance(decision, Placement):
+            self._plans.load(model, decision, _options_of(tickets), may_evict=not is_aside)
+        elif not (is_asked or is_aside or self._is_passing(model, decision, only)):
+            error = refusals.nowhere(board, model, decision)
+            for ticket in tickets:
+                board.refuse(ticket, ticket.fault or error)
+        elif decision.after_drain is not None:
+            self._drain_for(model, decision.after_drain, tickets)
+
+    def refusal(self, model: str) -> CortexError | None:
+        """What a request for it would hear at once; None where it would be sent, or wait."""
+        board = self._board
+        if not board.is_known(model):
+            return refusals.unknown(board, model)
+        if model in board.ready or model in board.tripped:
+            return None
+        if board.coming(model) or board.plan_for(model):
+            return None
+        if any(not self._is_answered(model, node) for node in self._to_ask(model, None)):
+            return None
+        decision = decide(board, model)
+        if isinstance(decision, Placement) or self._is_passing(model, decision, None):
+            return None
+        return refusals.nowhere(board, model, decision)
+
+    # estimates
+
+    def _to_ask(self, model: str, only: Iterable[str] | None) -> list[str]:
+        """The nodes that might load it."""
+        board = self._board
+        places = board.places.get(model, {})
+        return [
+            name
+            for name in (board.nodes if only is None else only)
+            if board.is_usable(name) and not (name in places and places[name].has_memory)
+        ]
+
+    def _is_answered(self, model: str, name: str) -> bool:
+        board = self._board
+        answered = board.nodes[name].answered.get(model)
+        if not board.ledger.is_estimated(model, name):
+            return answered is not None and board.now - answered < UNHEARD_AGAIN_S
+        if board.ledger.fault(model, name) is None:
+            return True
+        return answered is not None and board.now - answered < ASK_AGAIN_S
+
+    def ask(
+        self, model: str, only: Iterable[str] | None = None, options: dict[str, Any] | None = None
+    ) -> bool | None:
+        """Ask the nodes that have not answered what the model takes. None = their answers are to be
+        waited for; True = some are still awaited, but not by everybody; False = all are there."""
+        board = self._board
+        is_asked = False
+        wait_until = 0.0
+        for name in self._to_ask(model, only):
+            node = board.nodes[name]
+            if model not in node.asked:
+                if self._is_answered(model, name):
+                    continue
+                node.asked[model] = board.now
+                entry = board.catalogue.entry(model)
+                board.out.append(
+                    Estimate(model, name, {**entry.estimate_options(), **(options or {})})
+                )
+            is_asked = True
+            wait_until = max(wait_until, node.asked[model] + ANSWER_S)
+        if wait_until > board.now:
+            board.wake(wait_until)
+            return None
+        return is_asked
+
+    # making room
+
+    def _is_passing(self, model: str, decision: NoPlacement, only: Iterable[str] | None) -> bool:
+        """Whether what is in the way goes by itself."""
+        board = self._board
+        if decision.is_worth_waiting:
+            if decision.retry_at is not None:
+                board.wake(max(decision.retry_at, board.now))
+            return True
+        places = board.places.get(model, {})
+        return any(
+            board.now < board.nodes[name].rests_until
+            or (name in places and places[name].state in ("draining", "unloading"))
+            for name in (board.nodes if only is None else only)
+            if board.is_usable(name)
+        )
+
+    def _drain_for(self, model: str, placement: Placement, tickets: list[Ticket]) -> None:
+        """Where all who could make room stay busy, some of them get no new requests."""
+        board = self._board
+        due = min(ticket.came_at for ticket in tickets) + board.policy.eviction.drain_after_s
+        if board.now < due:
+            board.wake(due)
+            return
+        for victim in placement.evict:
+            place = board.place(victim, placement.node)
+            if place.drained_for is None and place.drain(model, board.now):
+                board.moved(place)
+
+    def _stop_drains(self, model: str) -> None:
+        board = self._board
+        for node in board.nodes.values():
+            for place in node.places.values():
+                if place.drained_for == model and place.drain(None, board.now):
+                    board.moved(place)
+
+
+def _options_of(tickets: list[Ticket]) -> dict[str, Any] | None:
+    """The first operator's, if there is one among them."""
+    return next((ticket.options for ticket in tickets if ticket.is_operators), None)

@@ -1,0 +1,119 @@
+"""Why a request cannot be served now, as the error its client gets. Acts on nothing."""
+
+from __future__ import annotations
+
+import math
+
+from cortex_core.errors import (
+    CortexError,
+    ModelLoading,
+    ModelNotFound,
+    NoCapacity,
+    NodeUnavailable,
+    RateLimitExceeded,
+)
+from cortex_core.fleet.board import Board
+from cortex_core.fleet.placement import NoPlacement
+
+__all__ = ["load_failed", "nowhere", "overdue", "too_many", "unknown"]
+
+_MOST_NAMED = 20
+
+
+def unknown(board: Board, name: str) -> CortexError:
+    """Nobody has ever heard of the model."""
+    names = board.topology.names
+    if not any(board.topology.is_reachable(node) for node in names):
+        causes = "; ".join(f"{node}: {board.topology.cause(node)}" for node in names)
+        return NodeUnavailable(f"no neuron is reachable ({causes or 'none is configured'})")
+    known = sorted({*board.catalogue.ids, *board.places})
+    near = board.catalogue.near(name, held=board.places)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    listed = ", ".join(known[:_MOST_NAMED]) + (", …" if len(known) > _MOST_NAMED else "")
+    return ModelNotFound(
+        f"no node has the model {name!r}{hint}; known models: {listed or 'none'}", param="model"
+    )
+
+
+def nowhere(board: Board, model: str, decision: NoPlacement) -> CortexError:
+    """It is ready nowhere, and can be loaded nowhere."""
+    if failed := _failure(board, model):
+        return failed
+    places = board.places.get(model, {})
+    away = [node for node in places if not board.topology.is_reachable(node)]
+    reachable = [node for node in board.nodes if board.topology.is_reachable(node)]
+    held = [node for node in away if places[node].has_memory]
+    if held:
+        nodes = ", ".join(f"{node} ({board.topology.cause(node)})" for node in held)
+        return NodeUnavailable(
+            f"the model {model!r} is only on unreachable nodes: {nodes}" + _elsewhere(decision)
+        )
+    if not reachable:
+        return unknown(board, model)
+    faults = [board.ledger.fault(model, node) for node in reachable]
+    if all(fault is not None and fault.code == "model_not_found" for fault in faults):
+        return unknown(board, model)
+    causes = "; ".join(f"{node}: {why}" for node, why in sorted(decision.causes.items()))
+    wait_s = None if decision.retry_at is None else _whole(decision.retry_at - board.now)
+    return NoCapacity(f"the model {model!r} cannot be loaded: {causes}", retry_after_s=wait_s)
+
+
+def load_failed(board: Board, model: str) -> CortexError:
+    """It was tried, in vain."""
+    return _failure(board, model) or NoCapacity(f"the model {model!r} could not be loaded")
+
+
+def too_many(board: Board, model: str) -> CortexError:
+    count = board.waiting.count(model)
+    return RateLimitExceeded(
+        f"{count} requests wait for the model {model!r} already",
+        retry_after_s=_patience(board, model),
+    )
+
+
+def overdue(board: Board, model: str) -> CortexError:
+    """It has waited for as long as anybody may."""
+    patience_s = _patience(board, model)
+    if board.coming(model) or board.plan_for(model):
+        return ModelLoading(
+            f"the model {model!r} is still being loaded after {board.policy.max_wait_s:g} s",
+            retry_after_s=patience_s,
+        )
+    return NoCapacity(
+        f"there was no room for the model {model!r} within {board.policy.max_wait_s:g} s",
+        retry_after_s=patience_s,
+    )
+
+
+def _failure(board: Board, model: str) -> CortexError | None:
+    """What its places that are left alone after a failure have to say."""
+    failed = [
+        place
+        for place in board.places.get(model, {}).values()
+        if place.cools_down(board.now) and board.topology.is_reachable(place.node)
+    ]
+    if not failed:
+        return None
+    causes = "; ".join(
+        f"on {place.node}: {place.fault.message if place.fault else 'unknown cause'}"
+        for place in failed
+    )
+    until = min(place.retry_at or board.now for place in failed)
+    return NoCapacity(
+        f"the model {model!r} could not be loaded: {causes}",
+        retry_after_s=_whole(until - board.now),
+    )
+
+
+def _elsewhere(decision: NoPlacement) -> str:
+    causes = "; ".join(f"{node}: {why}" for node, why in sorted(decision.causes.items()))
+    return f" (elsewhere it cannot be loaded: {causes})" if causes else ""
+
+
+def _patience(board: Board, model: str) -> int:
+    """Seconds after which asking again makes sense: those of a load, on the quickest node."""
+    return _whole(min((board.ledger.reload_s(model, node) for node in board.nodes), default=1.0))
+
+
+def _whole(wait_s: float) -> int:
+    return max(1, math.ceil(wait_s))

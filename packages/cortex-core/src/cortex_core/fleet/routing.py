@@ -1,0 +1,211 @@
+"""Requests: where each goes, who waits, and what happens to one that its replica failed.
+
+A request for a model that is ready is sent at once, which must cost next to nothing; everything
+else here is for those that cannot be.
+"""
+
+from __future__ import annotations
+
+from cortex_core.errors import Fault
+from cortex_core.fleet import refusals
+from cortex_core.fleet.board import Board
+from cortex_core.fleet.events import (
+    Interest,
+    LoadWanted,
+    RequestCame,
+    RequestEnded,
+    RequestFailed,
+    Send,
+)
+from cortex_core.fleet.lifecycle import Place
+from cortex_core.fleet.waiting import Ticket
+
+__all__ = ["Routing"]
+
+# A request that its only replica failed looks so long for news: a node that is found to be gone, a
+# worker that recovers. News of either come within milliseconds of the failure.
+NEWS_S = 1.0
+
+# Who waits is looked at this often, whatever else happens.
+LOOK_S = 1.0
+
+# What a replica is to blame for. One that is full or draining is not ill.
+_ILL = frozenset({"upstream_failed", "node_unavailable", "stalled", "internal_error"})
+
+
+class Routing:
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    # stimuli
+
+    def came(self, stimulus: RequestCame) -> None:
+        board = self._board
+        interest = stimulus.interest
+        model = board.catalogue.resolve(interest.model)
+        ticket = board.tickets[interest.request] = Ticket(
+            interest.request, model, interest.caller, interest.prefix, board.now
+        )
+        if model in board.ready and model not in board.tripped:
+            board.ledger.asked(model, board.now)
+            self._send(ticket, self._choose(ticket, board.ready[model]))
+        elif not board.is_known(model):
+            board.refuse(ticket, refusals.unknown(board, interest.model))
+        elif board.waiting.count(model) >= board.policy.max_waiting:
+            board.refuse(ticket, refusals.too_many(board, model))
+        else:
+            board.ledger.asked(model, board.now)
+            self._wait(ticket)
+
+    def load_wanted(self, stimulus: LoadWanted) -> None:
+        """An operator's request: no limit of the line holds for it."""
+        board = self._board
+        interest = Interest(stimulus.request, stimulus.model)
+        model = board.catalogue.resolve(interest.model)
+        ticket = board.tickets[interest.request] = Ticket(
+            interest.request, model, "", (), board.now
+        )
+        ticket.is_operators = True
+        ticket.node = stimulus.node
+        ticket.options = dict(stimulus.options)
+        self._wait(ticket)
+
+    def ended(self, stimulus: RequestEnded) -> None:
+        board = self._board
+        ticket = board.tickets.pop(stimulus.request, None)
+        if ticket is None:
+            return
+        if ticket.replica is None:
+            board.note(ticket, "left while it waited")
+            board.waiting.leave(ticket)
+            board.unsettled.add(ticket.model)
+            return
+        place = self._freed(ticket)
+        if place is None:
+            return
+        if not stimulus.has_answer:
+            place.breaker.unused(ticket.request)
+        elif place.breaker.succeeded(ticket.request):
+            place.tell("answers again")
+            board.index(ticket.model)
+
+    def failed(self, stimulus: RequestFailed) -> None:
+        board = self._board
+        ticket = board.tickets.get(stimulus.request)
+        if ticket is None or ticket.replica is None:
+            return
+        fault, former = stimulus.fault, ticket.replica
+        place = self._freed(ticket)
+        board.note(ticket, "failed by {}: {}", former.node, fault.message)
+        if place is not None:
+            self._blame(place, ticket, fault)
+        if ticket.spent:
+            board.refuse(ticket, ticket.fault or fault)
+            return
+        ticket.fault = fault
+        ticket.spent = ((former.node, place.incarnation if place is not None else 0),)
+        ticket.decide_by = board.now + NEWS_S
+        self._wait(ticket)
+
+    # those who wait
+
+    def serve(self, model: str) -> None:
+        """Send whoever can be sent, and refuse whoever has waited long enough."""
+        board = self._board
+        for ticket in board.waiting.in_turn(model):
+            if place := self._replica_for(ticket):
+                board.waiting.leave(ticket)
+                self._send(ticket, place)
+            elif board.now >= ticket.deadline:
+                board.refuse(ticket, ticket.fault or refusals.overdue(board, model))
+            elif ticket.decide_by is not None and board.now >= ticket.decide_by:
+                self._decide(ticket)
+
+    def _decide(self, ticket: Ticket) -> None:
+        """A replica has failed it, and still looks well: there is nothing to wait for."""
+        spent = dict(ticket.spent)
+        places = self._board.places.get(ticket.model, {})
+        if any(
+            place.is_ready and spent.get(node) == place.incarnation and self._board.is_usable(node)
+            for node, place in places.items()
+        ):
+            assert ticket.fault is not None
+            self._board.refuse(ticket, ticket.fault)
+
+    def _wait(self, ticket: Ticket) -> None:
+        board = self._board
+        ticket.replica = None
+        ticket.deadline = board.now + board.policy.max_wait_s
+        board.waiting.join(ticket)
+        board.unsettled.add(ticket.model)
+        board.wake(board.now + LOOK_S)
+
+    # sending
+
+    def _replica_for(self, ticket: Ticket) -> Place | None:
+        """A place that takes it now."""
+        board = self._board
+        for place in board.tripped.get(ticket.model, ()):
+            if place.breaker.wants_probe(board.now) and _may_go(ticket, place):
+                place.breaker.probe = ticket.request
+                place.tell("tried again with the request {}", ticket.request)
+                return place
+        replicas = board.ready.get(ticket.model, ())
+        if ticket.node is not None or ticket.spent:
+            places = board.places.get(ticket.model, {})
+            replicas = [r for r in replicas if _may_go(ticket, places[r.node])]
+        return self._choose(ticket, replicas) if replicas else None
+
+    def _choose(self, ticket: Ticket, replicas: list) -> Place:
+        board = self._board
+        places = board.places[ticket.model]
+        if len(replicas) == 1:
+            return places[replicas[0].node]
+        busy = {replica.node: places[replica.node].busy for replica in replicas}
+        capacity = {replica.node: places[replica.node].capacity for replica in replicas}
+        return places[board.affinity.choose(replicas, ticket.prefix, busy, capacity).node]
+
+    def _send(self, ticket: Ticket, place: Place) -> None:
+        board = self._board
+        replica = ticket.replica = place.replica
+        place.busy += 1
+        place.used_at = board.now
+        if ticket.prefix:
+            board.affinity.served(replica, ticket.prefix)
+        if ticket.loading_since is not None:
+            ticket.load_s = (ticket.load_s or 0.0) + board.now - ticket.loading_since
+            ticket.loading_since = None
+        if place.busy > place.capacity:
+            board.wake(board.now + LOOK_S)  # it may want another replica
+        board.note(ticket, "sent to {} on {}", replica.node, replica.device)
+        board.out.append(Send(ticket.request, replica, ticket.load_s))
+
+    def _freed(self, ticket: Ticket) -> Place | None:
+        """It is no longer in flight; its place, unless that node is no longer configured."""
+        board = self._board
+        assert ticket.replica is not None
+        place = board.places.get(ticket.model, {}).get(ticket.replica.node)
+        ticket.replica = None
+        if place is None:
+            return None
+        place.busy -= 1
+        place.used_at = board.now
+        if place.busy == 0:
+            board.stir()
+        return place
+
+    def _blame(self, place: Place, ticket: Ticket, fault: Fault) -> None:
+        if fault.code not in _ILL:
+            place.breaker.unused(ticket.request)
+        elif place.breaker.failed(ticket.request, self._board.now):
+            until = place.breaker.until or 0.0
+            place.tell("put aside for {:.0f} s: {}", until - self._board.now, fault.message)
+            self._board.index(place.model)
+
+
+def _may_go(ticket: Ticket, place: Place) -> bool:
+    """Not to another node than it must; not to a replica that has failed it and has not been loaded
+    anew since."""
+    if ticket.node is not None and place.node != ticket.node:
+        return False
+    return (place.node, place.incarnation) not in ticket.spent
