@@ -38,7 +38,7 @@ class Desk:
         self.told: list[Stimulus] = []
         self._news = asyncio.Event()
         devices = [device.id for device in a.state.devices]
-        self.orders = Orders(upstream.neurons, lambda _: devices, self._tell, stall_s)
+        self.orders = Orders(upstream, lambda _: devices, self._tell, stall_s)
 
     def _tell(self, order: Order, stimulus: Stimulus) -> None:
         self.told.append(stimulus)
@@ -74,7 +74,7 @@ async def a_desk(stall_s: float = 60.0) -> AsyncIterator[Desk]:
 
 async def test_an_estimate_says_what_each_device_would_spend() -> None:
     async with a_desk() as desk:
-        end = await desk.end_of(Estimate("new", "a", {"context": 512}))
+        end = await desk.end_of(Estimate("new", "a", {"context": 512, "sampling": {"top_k": 1}}))
         assert end == EstimateCame("new", "a", {"cpu": 4000})
         assert desk.a.orders[0].json == {"context": 512, "model": "new", "device": "cpu"}
 

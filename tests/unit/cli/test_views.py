@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 
 from cortex_cli.gateway import FleetNode, FleetView
 from cortex_cli.views import catalogue, device_table, fleet_line, model_table, troubles
-from cortex_core.envelopes.models import ModelEntry, ModelLimit, ModelList, ModelLocation
+from cortex_core.envelopes.models import ListedLimit, ListedModel, ModelList, ModelLocation
 from cortex_core.errors import Fault
 from cortex_core.fleet.discovery import DeviceState, ModelState, NodeState, WorkerState
 
@@ -146,14 +146,14 @@ def test_markup_from_a_server_is_text() -> None:
 
 
 def test_the_catalogue_lists_every_location() -> None:
-    entry = ModelEntry(
+    entry = ListedModel(
         "org/model",
         True,
         [
             ModelLocation("beast", "cuda:0", "ready", 5 * GIB),
             ModelLocation("attic", "cpu", "unreachable", 0),
         ],
-        ModelLimit(8192),
+        ListedLimit(8192),
     )
     shown = _shown(catalogue(ModelList([entry])))
     row = _row(shown, "beast")

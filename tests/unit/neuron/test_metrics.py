@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from cortex_core.fleet.discovery import DeviceState, ModelState, NodeState, WorkerState
 from cortex_core.outcome import Outcome, OutcomeKind
 from cortex_core.wire import ipc
-from cortex_gateway.metrics import Metrics as GatewayMetrics
 from neuron.metrics import Metrics
 from neuron.streams import Tally
 
@@ -158,10 +157,3 @@ def test_the_documented_labels_are_the_real_ones(metrics: Metrics):
             if name.startswith("neuron_"):
                 labels = tuple(label for label in sample.labels if label != "le")
                 assert _documented("neuron")[name][1] == labels
-
-
-def test_every_metric_of_the_gateway_is_documented():
-    nothing: Any = SimpleNamespace(in_flight={}, topology=SimpleNamespace(names=[]))
-    exported = _exported(list(GatewayMetrics(nothing).registry.collect()))
-    documented = _documented("cortex-gateway")
-    assert {name: kind for name, (kind, _) in documented.items()} == exported

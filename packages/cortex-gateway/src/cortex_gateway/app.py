@@ -43,10 +43,10 @@ class Gateway:
         self.upstream = Upstream(config.neurons, settings.connect_timeout_s)
         self.fleet = Fleet(entry.name for entry in config.neurons)
         self.admission = Admission()
-        self.metrics = Metrics(self.fleet)
+        self.metrics = Metrics()
         level = logging.getLevelNamesMapping()[settings.log_level.upper()]
         self._log = RequestLog(sys.stderr, level)
-        ledger = Ledger(self.fleet, self.metrics, self._log)
+        ledger = Ledger(self.fleet.known, self.metrics, self._log)
         self._proxy = Proxy(settings, self.fleet, self.upstream, self.admission, ledger.record)
         self._rest = Edge(self._starlette(ROUTES))
         self._metrics_rest = Edge(self._starlette(METRICS_ROUTES))

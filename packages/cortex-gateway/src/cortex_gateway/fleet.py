@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable
 from types import TracebackType
 from typing import overload
@@ -16,6 +15,7 @@ from cortex_core.errors import CortexError, ModelNotFound, NodeUnavailable
 from cortex_core.fleet.discovery import NodeState
 from cortex_core.fleet.events import Interest
 from cortex_core.fleet.topology import Replica, Topology
+from cortex_gateway.metrics import FleetFacts, NodeFacts
 
 __all__ = ["FIRST_CONTACT_S", "NOBODY", "Fleet", "Seat"]
 
@@ -77,9 +77,20 @@ class Fleet:
         except TimeoutError:
             self._contacted.set()
 
-    def knows(self, model: str) -> bool:
-        """Whether any node, reachable or not, is known to hold `model`."""
-        return model in self.topology.models()
+    def known(self, name: str) -> str | None:
+        """The id behind a name, of a model that any node, reachable or not, holds; else None."""
+        return name if name in self.topology.models() else None
+
+    def facts(self) -> FleetFacts:
+        """What the metrics say of this moment."""
+        topology = self.topology
+        nodes: list[NodeFacts] = []
+        for name in topology.names:
+            state = topology.state(name)
+            is_reachable = topology.is_reachable(name)
+            devices = state.devices if state is not None and is_reachable else []
+            nodes.append(NodeFacts(name, is_reachable, self.in_flight[name], devices))
+        return FleetFacts(nodes, {}, list(topology.models()))
 
     @overload
     def seat(self, of: Interest) -> Seat: ...
@@ -141,9 +152,7 @@ class Seat:
         return self.replica
 
     async def _send(self, avoid: frozenset[str]) -> None:
-        began = time.perf_counter()
         self.replica = await self._fleet.route(self._interest.model, avoid)
-        self.queued_s += time.perf_counter() - began
         self._fleet.in_flight[self.replica.node] += 1
         self.attempts += 1
 

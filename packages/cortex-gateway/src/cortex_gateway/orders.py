@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -38,7 +38,7 @@ from cortex_core.fleet.events import (
     Stimulus,
     Unload,
 )
-from cortex_gateway.upstream import NETWORK_ERRORS, Neuron, fault_of
+from cortex_gateway.upstream import NETWORK_ERRORS, Upstream, fault_of
 
 __all__ = ["Order", "Orders"]
 
@@ -90,18 +90,18 @@ class Orders:
     """Owner: the fleet, which calls `close`. `told` gets each order's end, and before it what the
     order has read.
 
-    neurons: by name, read at each order. devices_of: the ids of a node's working devices.
-    stall_s: a load that shows no progress for so long is given up, and taken back.
+    devices_of: the ids of a node's working devices. stall_s: a load that shows no progress for so
+    long is given up, and taken back.
     """
 
     def __init__(
         self,
-        neurons: Mapping[str, Neuron],
+        upstream: Upstream,
         devices_of: Callable[[str], list[str]],
         told: Callable[[Order, Stimulus], None],
         stall_s: float,
     ) -> None:
-        self._neurons = neurons
+        self._upstream = upstream
         self._devices_of = devices_of
         self._told = told
         self._nodes: dict[str, _Node] = {}
@@ -182,12 +182,14 @@ class Orders:
         return _end(order)
 
     async def _estimate(self, node: _Node, order: Estimate) -> EstimateCame:
-        """What the model would take on each device that takes it; only when none does, why."""
+        """What the model would take on each device that takes it; only when none does, why.
+        Sampling takes no memory, and a neuron's estimate knows nothing of it."""
+        options = {name: value for name, value in order.options.items() if name != "sampling"}
         needs: dict[str, int] = {}
         faults: list[Fault] = []
 
         async def ask(device: str) -> None:
-            body = {**order.options, "model": order.model, "device": device}
+            body = {**options, "model": order.model, "device": device}
             try:
                 answer = await self._ask(
                     node, order.node, "POST", "/models/estimate", body, _EstimateAnswer
@@ -265,7 +267,7 @@ class Orders:
         kind: type[T],
     ) -> T:
         """One question and its answer as `kind`. Raises the neuron's refusal, or NETWORK_ERRORS."""
-        neuron = self._neurons.get(name)
+        neuron = self._upstream.neurons.get(name)
         if neuron is None:
             raise NodeUnavailable(f"the node {name} is not configured any more")
         sent = None if body is None else msgspec.json.encode(body)

@@ -17,7 +17,7 @@ from cortex_core.config.gateway import NeuronEntry
 from cortex_core.config.loader import ConfigError
 from cortex_core.errors import CortexError, NodeUnavailable, UpstreamFailed
 
-__all__ = ["NETWORK_ERRORS", "Neuron", "Upstream", "cause_of", "fault_of"]
+__all__ = ["NETWORK_ERRORS", "Neuron", "Upstream", "cause_of", "fault_of", "read_token"]
 
 # Shorter than the 5 s after which common servers (hypercorn, uvicorn, Node) drop an idle
 # connection: a request must not be sent down a connection that the other end is closing.
@@ -38,9 +38,14 @@ class Neuron:
         self.name = entry.name
         self.endpoint = entry.endpoint.rstrip("/")
         self._session = session
-        token = _read_token(entry)
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers: dict[str, str] = {}
+        if entry.token_file is not None:
+            self._headers["Authorization"] = f"Bearer {read_token(entry.token_file)}"
         self._urls: dict[str, URL] = {}
+
+    def is_like(self, other: Neuron) -> bool:
+        """Whether both are the same box, asked in the same way."""
+        return (self.endpoint, self._headers) == (other.endpoint, other._headers)
 
     async def post(
         self, path: str, body: bytes, headers: Mapping[str, str]
@@ -103,7 +108,7 @@ class Upstream:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
         )
         try:
-            self.neurons = {entry.name: Neuron(entry, self._session) for entry in self._entries}
+            self.neurons = self.prepared(self._entries)
         except BaseException:
             await self._session.close()
             raise
@@ -111,6 +116,15 @@ class Upstream:
 
     async def __aexit__(self, *exc: object) -> None:
         await self._session.close()
+
+    def prepared(self, entries: Iterable[NeuronEntry]) -> dict[str, Neuron]:
+        """The neurons that `entries` want; one that is as before is the same object. Raises
+        ConfigError, and changes nothing: its owner puts them in place."""
+        wanted = {entry.name: Neuron(entry, self._session) for entry in entries}
+        for name, neuron in self.neurons.items():
+            if name in wanted and wanted[name].is_like(neuron):
+                wanted[name] = neuron
+        return wanted
 
 
 def cause_of(error: BaseException) -> str:
@@ -139,13 +153,12 @@ def fault_of(node: str, error: BaseException) -> CortexError:
     return UpstreamFailed(f"the node {node} failed before it answered: {cause_of(error)}")
 
 
-def _read_token(entry: NeuronEntry) -> str | None:
-    if entry.token_file is None:
-        return None
+def read_token(path: str) -> str:
+    """The one line of a file that holds a bearer token. Raises ConfigError."""
     try:
-        token = Path(entry.token_file).read_text("utf-8").strip()
+        token = Path(path).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(entry.token_file, None, f"cannot be read: {error}") from None
+        raise ConfigError(path, None, f"cannot be read: {error}") from None
     if not token or not token.isascii() or not token.isprintable():
-        raise ConfigError(entry.token_file, None, "expected one line with a bearer token")
+        raise ConfigError(path, None, "expected one line with a bearer token")
     return token

@@ -40,9 +40,10 @@ async def version(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    render = request.app.state.gateway.metrics.render
+    gateway = request.app.state.gateway
+    gateway.metrics.look(gateway.fleet.facts())
     # Thousands of series take milliseconds to print, and streams must not wait for them.
-    body = await asyncio.to_thread(render)
+    body = await asyncio.to_thread(gateway.metrics.render)
     return Response(body, headers={"content-type": CONTENT_TYPE})
 
 

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cortex_core.envelopes.models import ModelEntry, ModelLimit, ModelList, ModelLocation
+from cortex_core.envelopes.models import ListedLimit, ListedModel, ModelList, ModelLocation
 from cortex_core.errors import ModelNotFound
 from cortex_core.fleet.topology import Location
 from cortex_gateway.routes.answers import answer
@@ -14,10 +14,10 @@ from cortex_gateway.routes.answers import answer
 __all__ = ["ROUTES", "entry_of"]
 
 
-def entry_of(model: str, locations: list[Location]) -> ModelEntry:
+def entry_of(model: str, locations: list[Location]) -> ListedModel:
     """`loaded` means: ready on a node that can be reached. A model whose nodes are all lost stays
     in the list, as unreachable; its context is the largest that any location offers."""
-    return ModelEntry(
+    return ListedModel(
         id=model,
         loaded=any(x.reachable and x.model.phase == "ready" for x in locations),
         locations=[
@@ -29,7 +29,7 @@ def entry_of(model: str, locations: list[Location]) -> ModelEntry:
             )
             for x in locations
         ],
-        limit=ModelLimit(max(x.model.context for x in locations)),
+        limit=ListedLimit(max(x.model.context for x in locations)),
     )
 
 
