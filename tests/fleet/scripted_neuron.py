@@ -210,7 +210,7 @@ class ScriptedNeuron:
             await call.answer({"error": error}, 401)
         elif call.path == "/events":
             await self._be_followed(call)
-        elif call.path in PATHS:
+        elif call.path.partition("?")[0] in PATHS:
             self.calls.append(call)
             await self._generate(call)
         else:

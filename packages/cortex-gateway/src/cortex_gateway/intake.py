@@ -70,19 +70,18 @@ async def read_body(
             encoding = value
     message = await receive()
     body: bytes = message.get("body", b"")
+    size = len(body)
     if message.get("more_body"):
         parts = [body]
-        size = len(body)
-        while message.get("more_body"):
+        while message.get("more_body") and size <= limit:
             if vigil is not None:
                 vigil.expect(idle_timeout_s)
             message = await receive()
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            parts.append(part)
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
         body = b"".join(parts)
+    if size > limit:
+        raise _too_large(limit)
     if message["type"] == "http.disconnect":
         raise ClientGone("the client left before its request was complete")
     if vigil is not None:

@@ -143,9 +143,11 @@ class Relay:
                     await self._begin_stream(ready, response)
                     if translation is None:
                         ready = comments + ready
-                reply.is_mid_event = tail.is_mid_event
                 if translation is None:
+                    reply.is_mid_event = tail.is_mid_event
                     await reply.pass_on(ready)
+                elif tail.is_mid_event:
+                    raise UpstreamFailed(f"the node {self._node} sent an event without end")
                 else:
                     await self._pass_translated(translation, ready)
         except NETWORK_ERRORS:
@@ -178,8 +180,6 @@ class Relay:
         await self._begin(200, self._reply.stream_head, is_stream=True)
 
     async def _pass_translated(self, translation: Translation, ready: bytes) -> None:
-        if self._reply.is_mid_event:
-            raise UpstreamFailed(f"the node {self._node} sent an event without end")
         events, error = parted(ready)
         said = translation.feed(events) if events and not is_comment(events) else b""
         if said:
