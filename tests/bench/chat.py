@@ -58,7 +58,7 @@ def conversation() -> list[dict[str, Any]]:
         messages.append({"role": "user", "content": f"{turn}: {WORDS * 2}"})
         if turn % 5 == 0:
             called = {"name": f"tool_{turn % 8}", "arguments": ARGUMENTS}
-            id_ = f"call_{turn:05}"
+            id_ = f"call{turn:05}"  # nine letters and digits, which every template takes
             call = {"id": id_, "type": "function", "function": called}
             messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
             messages.append({"role": "tool", "tool_call_id": id_, "content": WORDS * 3})
@@ -114,20 +114,21 @@ def timed(work: Callable[[], Any]) -> list[float]:
 def requests() -> None:
     messages = conversation()
     body = json.dumps({"model": "m", "messages": messages, "tools": TOOLS}).encode()
+    loop = asyncio.new_event_loop()
     print(f"a request of {TURNS} turns, {len(messages)} messages, {len(body) // 1024} KiB (ms)\n")
     print(f"{'template':16}{'median':>9}{'p90':>9}{'prompt':>12}")
     for name in SHOWN:
         template = (TEMPLATES / f"{name}.jinja").read_text("utf-8")
         service = ChatService(OneModel(template), NeuronConfig())
-        with asyncio.Runner() as runner:
 
-            def render(service: ChatService = service, runner: asyncio.Runner = runner) -> Any:
-                request, _ = decode_chat_request(body)
-                return runner.run(service.render(request))
+        def render(service: ChatService = service) -> Any:
+            request, _ = decode_chat_request(body)
+            return loop.run_until_complete(service.render(request))
 
-            size = len(render().prompt.text)
-            times = [1000 * each for each in timed(render)]
+        size = len(render().prompt.text)
+        times = [1000 * each for each in timed(render)]
         print(f"{name:16}{quartiles(times)}{size // 1024:8} KiB")
+    loop.close()
 
 
 ANSWERS: dict[str, tuple[str, list[tuple[ipc.Channel, str]]]] = {
