@@ -59,6 +59,12 @@ GATEWAY_FAULTS = [
     ("[gateway]\nmax_body_mb = 0", "gateway.max_body_mb", ">= 1"),
     ('[gateway]\nlisten = "nowhere"', "gateway.listen", "expected host:port, got 'nowhere'"),
     ('[eviction]\nstrategy = "fifo"', "eviction.strategy", "fifo"),
+    (
+        '[gateway]\ncors_origins = ["*", "chat.example"]',
+        "gateway.cors_origins[1]",
+        "an origin like",
+    ),
+    ('[gateway]\ncors_origins = ["https://a/"]', "gateway.cors_origins[0]", "'https://a/'"),
     ('[[neurons]]\nname = "b"', "neurons[0].endpoint", "required, but missing"),
     ('[[neurons]]\nname = "b"\nendpoint = "h:1"', "neurons[0].endpoint", "http://host:port"),
     ('[[neurons]]\nname = "b b"\nendpoint = "http://h:1"', "neurons[0].name", "matching regex"),

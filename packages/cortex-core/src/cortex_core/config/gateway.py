@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,9 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NodeName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=63)]
 
+# As a browser sends it: no path, no slash at the end, lower case.
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
+
 RESERVED = frozenset({"CORTEX_URL", "CORTEX_ADMIN_TOKEN"})
 """Variables with the prefix that belong to the command-line client."""
 
@@ -35,7 +39,8 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait for one model at most, each for `max_wait_s` at most. What was learned is kept in
     `state_dir`; None = for as long as the gateway runs. A load without progress for `load_stall_s`
     is given up. `/admin` is served where clients connect unless it has an `admin_listen`, and asks
-    for the token in `admin_token_file` if there is one."""
+    for the token in `admin_token_file` if there is one. Pages of `cors_origins` may read answers in
+    a browser; `*` = all pages."""
 
     listen: str = "0.0.0.0:31313"
     metrics_listen: str = "0.0.0.0:31314"
@@ -51,6 +56,7 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_stall_s: Positive = 300.0
     admin_listen: str | None = None
     admin_token_file: str | None = None
+    cors_origins: list[str] = []
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -99,6 +105,13 @@ def load_gateway_config(
 
 
 def _check(config: GatewayConfig, source: str) -> None:
+    for index, origin in enumerate(config.gateway.cors_origins):
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                source,
+                f"gateway.cors_origins[{index}]",
+                f"expected * or an origin like https://chat.example, got {origin!r}",
+            )
     for key in ("listen", "metrics_listen", "admin_listen"):
         address = getattr(config.gateway, key)
         try:
