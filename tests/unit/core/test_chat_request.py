@@ -227,8 +227,12 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.sampled_from(
-    ["model", "messages", "stream", "stream_options", "stop", "tools", "seed", "tool_choice", "n"]
-)
+    [
+        "model", "messages", "stream", "stream_options", "stop", "tools", "seed", "tool_choice",
+        "n", "chat_template_kwargs", "continue_final_message", "add_generation_prompt",
+        "enable_thinking", "max_thinking_tokens", "response_format", "logit_bias",
+    ]
+)  # fmt: skip
 
 
 @given(st.dictionaries(FIELDS, JSON))

@@ -278,10 +278,13 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
+    """`stop_reason`, which other servers of this API have too: the stop string that was met."""
+
     index: int
     message: Message
     finish_reason: FinishReason
     logprobs: ChoiceLogprobs | msgspec.UnsetType = msgspec.UNSET
+    stop_reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):
@@ -315,10 +318,13 @@ class ChoiceDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
+    """`stop_reason` as in a Choice, with the finish reason."""
+
     index: int
     delta: ChoiceDelta
     finish_reason: FinishReason | None = None
     logprobs: ChoiceLogprobs | msgspec.UnsetType = msgspec.UNSET
+    stop_reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletionChunk(msgspec.Struct, frozen=True):
