@@ -22,7 +22,8 @@ from cortex_core.translate.chat_stream import (
     read_chunks,
     read_whole,
 )
-from cortex_core.translate.responses_input import Item, sealed
+from cortex_core.translate.responses_input import Item
+from cortex_core.translate.seal import sealed
 from cortex_core.wire import sse
 
 __all__ = ["ResponsesTranslation"]

@@ -6,39 +6,21 @@ assistant message.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from cortex_core.errors import InvalidRequest, NotFound, UnsupportedParameter
+from cortex_core.translate.seal import opened
 
-__all__ = ["Item", "chat_messages", "opened", "sealed"]
+__all__ = ["Item", "chat_messages"]
 
 Item = dict[str, Any]
 
 _encode = msgspec.json.Encoder().encode
-_SEAL = "cortex1:"
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _ROLES = ("user", "assistant", "system", "developer")
-
-
-def sealed(reasoning: str) -> str:
-    """Reasoning as `encrypted_content`: opaque to a client, who gives it back as it is. It is no
-    secret: the same text stands beside it."""
-    return _SEAL + base64.b64encode(reasoning.encode()).decode()
-
-
-def opened(content: str) -> str:
-    """What `sealed` was given; empty for what is not of our making."""
-    if not content.startswith(_SEAL):
-        return ""
-    try:
-        return base64.b64decode(content[len(_SEAL) :], validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        return ""
 
 
 def chat_messages(

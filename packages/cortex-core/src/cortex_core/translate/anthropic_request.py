@@ -1,0 +1,127 @@
+"""A request of the Anthropic API as a chat request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cortex_core.envelopes.anthropic import MessagesRequest, decode_messages_request
+from cortex_core.errors import InvalidRequest, UnsupportedParameter
+from cortex_core.translate.anthropic import AnthropicTranslation
+from cortex_core.translate.anthropic_input import chat_messages, system_text
+
+__all__ = ["translate_messages"]
+
+_encode = msgspec.json.Encoder().encode
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+def translate_messages(
+    body: bytes, *, is_count: bool = False, keeps_attribution: bool = False
+) -> AnthropicTranslation:
+    """`is_count`: of the request only the prompt's length will be asked. `keeps_attribution`: a
+    coding agent's line of attribution stays in the system prompt.
+
+    Raises InvalidJson, InvalidRequest or UnsupportedParameter, each naming the parameter.
+    """
+    request, ignored = decode_messages_request(body, is_count=is_count)
+    chat: dict[str, Any] = {"model": request.model}
+    system = system_text(request.system, keeps_attribution=keeps_attribution)
+    head = [{"role": "system", "content": system}] if system else []
+    chat["messages"] = head + chat_messages(request.messages)
+    _continue(chat)
+    if request.tools:
+        chat["tools"] = [_tool(tool, f"tools[{at}]") for at, tool in enumerate(request.tools)]
+    _choose(request, chat)
+    for theirs, ours in (
+        ("max_tokens", "max_completion_tokens"),
+        ("temperature", "temperature"),
+        ("top_k", "top_k"),
+        ("top_p", "top_p"),
+    ):
+        value = getattr(request, theirs)
+        if value is not None:
+            chat[ours] = value
+    if request.stop_sequences:
+        chat["stop"] = request.stop_sequences
+    _think(request, chat)
+    if form := request.answer_format:
+        schema = {"name": "answer", "schema": form.schema, "strict": True}
+        chat["response_format"] = {"type": "json_schema", "json_schema": schema}
+    is_stream = request.stream and not is_count
+    if is_stream:
+        chat["stream"] = True
+        chat["stream_options"] = {"include_usage": True}
+    is_omitted = request.thinking is not None and request.thinking.display == "omitted"
+    return AnthropicTranslation(
+        request.model,
+        _encode(chat),
+        is_stream=is_stream,
+        ignored=tuple(ignored),
+        shows_thinking=not is_omitted,
+    )
+
+
+def _continue(chat: dict[str, Any]) -> None:
+    """The assistant's own last message is the beginning of the answer."""
+    messages = chat["messages"]
+    if not messages:
+        raise InvalidRequest("messages: all of them are empty", param="messages")
+    last = messages[-1]
+    if last["role"] != "assistant":
+        return
+    if last.get("tool_calls"):
+        raise InvalidRequest(
+            "messages: the last tool_use has no tool_result in a message after it",
+            param="messages",
+        )
+    chat["continue_final_message"] = True
+
+
+def _tool(tool: dict[str, Any], at: str) -> dict[str, Any]:
+    kind, name = tool.get("type"), tool.get("name")
+    if kind not in (None, "custom"):
+        raise UnsupportedParameter(
+            f"{at}: a tool of type {kind!r} is the vendor's; only tools with an input_schema of "
+            f"their own are supported",
+            param=at,
+        )
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest(f"{at}.name: missing required parameter", param=f"{at}.name")
+    schema = tool.get("input_schema")
+    if not isinstance(schema, dict):
+        param = f"{at}.input_schema"
+        raise InvalidRequest(f"{param}: expected a JSON schema", param=param)
+    function: dict[str, Any] = {"name": name, "parameters": schema}
+    for key in ("description", "strict"):
+        if tool.get(key) is not None:
+            function[key] = tool[key]
+    return {"type": "function", "function": function}
+
+
+def _choose(request: MessagesRequest, chat: dict[str, Any]) -> None:
+    choice = request.tool_choice
+    if choice is None:
+        return
+    kind = choice.get("type")
+    if kind == "tool":
+        chat["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
+    elif kind in _CHOICES:
+        chat["tool_choice"] = _CHOICES[kind]
+    else:
+        raise InvalidRequest(
+            f"tool_choice.type: expected auto, any, tool or none, got {kind!r}",
+            param="tool_choice.type",
+        )
+    if choice.get("disable_parallel_tool_use") and request.tools:
+        chat["parallel_tool_calls"] = False
+
+
+def _think(request: MessagesRequest, chat: dict[str, Any]) -> None:
+    chat["enable_thinking"] = request.is_thinking
+    if request.thinking is not None and request.thinking.budget_tokens is not None:
+        chat["max_thinking_tokens"] = request.thinking.budget_tokens
+    effort = request.output_config.effort if request.output_config else None
+    if effort is not None and request.is_thinking:
+        chat["reasoning_effort"] = effort
