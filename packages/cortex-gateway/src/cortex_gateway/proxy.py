@@ -251,35 +251,34 @@ class _Exchange:
 
     async def _ask(self, interest: Interest, body: bytes, headers: dict[str, str]) -> None:
         """Ask a replica; when it fails before an answer has begun, ask one more."""
-        fault = await self._ask_in_turn(interest, body, headers)
-        if fault is not None and fault.may_ask_again and self._asked == 1:
-            fault = await self._ask_in_turn(interest, body, headers)
-        if fault is None:
-            return
-        # Nobody is left to ask: the neuron's own words, where it said any, else ours.
-        if fault.answer is None or self._reply.status:
-            raise fault.error
-        await self._relay.send_whole(fault.answer)
+        try:
+            try:
+                await self._ask_in_turn(interest, body, headers)
+            except NodeFault as fault:
+                if not fault.may_ask_again or self._asked > 1:
+                    raise
+                await self._ask_in_turn(interest, body, headers)
+        except NodeFault as fault:
+            # Nobody is left to ask: the neuron's own words, where it said any, else ours.
+            if fault.answer is None or self._reply.status:
+                raise fault.error from None
+            await self._relay.send_whole(fault.answer)
 
-    async def _ask_in_turn(
-        self, interest: Interest, body: bytes, headers: dict[str, str]
-    ) -> NodeFault | None:
-        """Ask those that the fleet names, until one has answered; the last one's fault if none
-        has. Waiting for a seat has the fleet's limits and not a node's."""
+    async def _ask_in_turn(self, interest: Interest, body: bytes, headers: dict[str, str]) -> None:
+        """Ask those that the fleet names, until one has answered. Raises the last one's NodeFault.
+        Waiting for a seat has the fleet's limits and not a node's."""
         self._vigil.expect(math.inf)
         seat = self._proxy.fleet.seat(interest)
         try:
             async with seat:
                 while True:
-                    replica = seat.replica
                     try:
-                        return await self._forward(replica, interest.model, body, headers)
-                    except NodeFault as caught:
-                        fault = caught
-                    self._relay.start_over()
-                    self._vigil.expect(math.inf)
-                    if not await self._has_other(seat, fault):
-                        return fault
+                        return await self._forward(seat.replica, interest.model, body, headers)
+                    except NodeFault as fault:
+                        self._relay.start_over()
+                        self._vigil.expect(math.inf)
+                        if not await self._has_other(seat, fault):
+                            raise
         finally:
             self._queued_s += seat.queued_s
             if seat.load_s is not None:
