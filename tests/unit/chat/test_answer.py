@@ -71,6 +71,13 @@ def test_a_call_cut_short_by_the_limit_ends_with_length():
     assert _answer(THOUGHT[:-1], HARMONY, reason="length")[1] == "length"
 
 
+def test_the_stop_string_that_ended_it_is_told():
+    answer = Answer(SplitReasoning(), None)
+    answer.feed([ipc.Finished(1, "stop", USAGE, "END")])
+    assert answer.ending is not None
+    assert answer.ending.stop == "END"
+
+
 def test_a_cancelled_answer_is_no_answer():
     with pytest.raises(UpstreamFailed, match="cancelled"):
         _answer([], "<tool_call>", reason="cancelled")

@@ -34,6 +34,7 @@ class Told:
         self.scores: list[Any] = []
         self.deltas: list[Any] = []
         self.reason: FinishReason | None = None
+        self.stop: str | None = None
         self.usage = Usage()
         self.fault: Fault | None = None
 
@@ -67,6 +68,7 @@ class Driven:
         for finished in step.finished:
             self.told[finished.request].reason = finished.reason
             self.told[finished.request].usage = finished.usage
+            self.told[finished.request].stop = finished.stop
         for failed in step.failed:
             self.told[failed.request].fault = failed.fault
 

@@ -136,7 +136,7 @@ def test_an_answer_that_could_go_on_does_where_it_may_not_end(senseless: Driven)
 
 def test_a_stop_string_ends_a_constrained_answer_too(senseless: Driven) -> None:
     told = senseless.constrained("regex", "abc, def", is_raw=True, stop=(",",))
-    assert (told.text, told.reason) == ("abc", "stop")
+    assert (told.text, told.reason, told.stop) == ("abc", "stop", ",")
 
 
 # not text

@@ -66,7 +66,7 @@ def test_held_text_is_released_as_soon_as_it_cannot_match() -> None:
 def test_the_end_releases_what_was_held() -> None:
     texts, stream = feed([b"a ST"], "STOP")
     assert texts == ["a ", "ST"]
-    assert not stream.is_stopped
+    assert stream.stopped_by is None
 
 
 def test_a_stop_string_that_begins_within_a_failed_match_is_found() -> None:
@@ -76,7 +76,9 @@ def test_a_stop_string_that_begins_within_a_failed_match_is_found() -> None:
 
 
 def test_of_several_stop_strings_the_one_complete_first_counts() -> None:
-    assert "".join(feed([b"xabcd"], "abcd", "bc")[0]) == "xa"
+    texts, stream = feed([b"xabcd"], "abcd", "bc")
+    assert "".join(texts) == "xa"
+    assert stream.stopped_by == "bc"
 
 
 def test_an_empty_stop_string_stops_nothing() -> None:
@@ -123,11 +125,11 @@ stop_strings = st.lists(st.text(alphabet="ab漢", min_size=1, max_size=4), min_s
 def test_stop_strings_never_leak_however_the_text_is_cut(
     text: str, stops: list[str], at: list[int]
 ) -> None:
-    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    ends = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in stops if stop in text]
     expected = text[: min(ends)[1]] if ends else text
     texts, stream = feed(cut(text.encode(), at), *stops)
     assert "".join(texts) == expected
-    assert stream.is_stopped == bool(ends)
+    assert stream.stopped_by == (min(ends)[2] if ends else None)
     shown = ""
     for piece in texts:
         shown += piece

@@ -123,6 +123,13 @@ def test_a_stop_string_is_looked_for_in_the_content_alone(vocabulary: Vocabulary
     ]
 
 
+def test_an_answer_says_which_stop_string_ended_it() -> None:
+    for answer, stop in ((f"hm\n{END}", "\n"), (f"hm|{END}", None)):
+        stream = PLAIN.stream("hm", stop=("final", "\n"))
+        told(stream, PLAIN.tokens(answer))
+        assert stream.stopped_by == stop
+
+
 def test_where_a_vocabulary_has_no_markers_all_is_content() -> None:
     answer = "hm <|analysis|\n"
     stream = PLAIN.stream("hm", max_thinking_tokens=0)

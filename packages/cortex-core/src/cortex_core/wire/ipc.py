@@ -358,9 +358,12 @@ class Computed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True):
+    """`stop`: the stop string that ended the answer, if one did."""
+
     request: int
     reason: FinishReason
     usage: Usage
+    stop: str | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True):

@@ -18,8 +18,11 @@ __all__ = ["Answer", "Ending", "collect"]
 
 
 class Ending(msgspec.Struct, frozen=True):
+    """`stop`: the stop string that ended the answer, if one did."""
+
     finish_reason: FinishReason
     usage: Usage
+    stop: str | None = None
 
 
 class Answer:
@@ -84,7 +87,8 @@ class Answer:
         if self._calls is not None:
             self._add_called(self._calls.finish(), pieces)
         is_call = event.reason == "stop" and self._has_called
-        self.ending = Ending("tool_calls" if is_call else event.reason, event.usage)
+        reason = "tool_calls" if is_call else event.reason
+        self.ending = Ending(reason, event.usage, event.stop)
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:

@@ -44,8 +44,12 @@ class TextStream:
         self._decoder = new_decoder("replace")
         self._is_mid_character = False
         self._held = ""
-        self.is_stopped = False
-        """A stop string was met; text after it is dropped."""
+        self.stopped_by: str | None = None
+        """The stop string that was met; text after it is dropped."""
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_by is not None
 
     def push(self, token: int) -> str:
         """The text that became certain with this token."""
@@ -66,14 +70,14 @@ class TextStream:
         return text
 
     def _release(self, text: str) -> str:
-        if self.is_stopped:
+        if self.stopped_by is not None:
             return ""
         text = self._held + text
-        met = [(start + len(s), start) for s in self._stops if (start := text.find(s)) >= 0]
+        met = [(start + len(s), start, s) for s in self._stops if (start := text.find(s)) >= 0]
         if met:
-            self.is_stopped = True
+            _, start, self.stopped_by = min(met)
             self._held = ""
-            return text[: min(met)[1]]
+            return text[:start]
         for size in range(min(self._longest_head, len(text)), 0, -1):
             if text[-size:] in self._heads:
                 self._held = text[-size:]

@@ -423,7 +423,8 @@ class Engine:
 
     def _finish(self, stream: Stream, reason: FinishReason) -> None:
         self._release(stream)
-        self._finished.append(Finished(stream.request, reason, stream.usage))
+        finished = Finished(stream.request, reason, stream.usage, stream.stopped_by)
+        self._finished.append(finished)
 
     def _release(self, stream: Stream) -> None:
         self._rows = None

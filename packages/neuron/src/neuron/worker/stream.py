@@ -175,6 +175,11 @@ class Stream(Sequence):
         return len(self.todo)
 
     @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it."""
+        return self._content.stopped_by
+
+    @property
     def usage(self) -> Usage:
         inside = self._reasoning.tokens if self._reasoning is not None else 0
         return Usage(len(self.prompt), self.cached, self.completion, inside)
