@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -99,6 +102,40 @@ async def test_a_giant_without_a_length_is_refused_and_its_connection_ends(rig: 
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(sending, 10)
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+async def test_an_encoded_body_reaches_the_neuron_as_what_it_was(
+    rig: Rig, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    body = b'{"model": "only/a", "x": "%s"}' % (b"y" * 5000)
+    headers = {"content-encoding": encoding}
+    reply = await rig.ask("POST", CHAT, pack(body), headers=headers)
+    assert reply.status == 200
+    (call,) = rig.a.calls
+    assert call.body == body
+    assert "content-encoding" not in call.headers
+
+
+async def test_an_encoding_nobody_here_knows_is_named(rig: Rig) -> None:
+    reply = await rig.ask("POST", CHAT, b"x", headers={"content-encoding": "br"})
+    error = checked(reply, 400, "invalid_request")
+    assert "content-encoding: 'br' is not supported" in error["message"]
+
+
+async def test_a_body_that_is_not_what_its_encoding_says_is_told_so(rig: Rig) -> None:
+    reply = await rig.ask("POST", CHAT, b'{"model":"m"}', headers={"content-encoding": "gzip"})
+    error = checked(reply, 400, "invalid_request")
+    assert "not valid gzip" in error["message"]
+
+
+async def test_a_body_is_measured_by_what_it_becomes(rig: Rig) -> None:
+    bomb = gzip.compress(bytes(50 * 1024 * 1024))
+    assert len(bomb) < 1024 * 1024
+    reply = await rig.ask("POST", CHAT, bomb, headers={"content-encoding": "gzip"})
+    checked(reply, 413, "request_too_large")
 
 
 @pytest.mark.parametrize(

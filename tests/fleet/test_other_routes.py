@@ -18,6 +18,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/rerank": {"query": "q", "documents": ["d"]},
     "/tokenize": {"content": "hi"},
     "/detokenize": {"tokens": [1]},
+    "/v1/chat/render": {"messages": [{"role": "user", "content": "hi"}]},
 }
 USAGE = {"prompt_tokens": 7, "total_tokens": 7}
 LISTED = json.dumps({"data": [{"index": 0, "embedding": [0.25]}], "usage": USAGE}).encode()
@@ -105,3 +106,34 @@ async def test_tokens_of_embeddings_are_counted(rig: Rig):
     before = (await rig.metrics()).get(sample, 0)
     await _ask(rig, "/v1/embeddings", "only/a")
     assert (await rig.metrics())[sample] - before == 7
+
+
+async def test_what_is_wanted_of_a_rendering_reaches_the_neuron(rig: Rig):
+    async def script(call: Call) -> None:
+        await call.answer(b'{"count":3}')
+
+    rig.a.script = script
+    reply = await rig.ask("POST", "/v1/chat/render?tokens=false&x=%20", {"model": "only/a"})
+    assert reply.body == b'{"count":3}'
+    assert rig.a.calls[0].path == "/v1/chat/render?tokens=false&x=%20"
+
+
+async def test_other_queries_stay_at_the_gateway(rig: Rig):
+    await rig.ask("POST", "/v1/chat/completions?beta=true", {"model": "only/a"})
+    assert rig.a.calls[0].path == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1/embeddings/", "/tokenize/"])
+async def test_a_slash_at_the_end_of_a_path_makes_no_difference(rig: Rig, path: str):
+    reply = await rig.ask("POST", path, {"model": "only/a"})
+    assert reply.status == 200
+    assert rig.a.calls[0].path == path.rstrip("/")
+
+
+@pytest.mark.parametrize("path", ["/health", "/version", "/v1/models", "/v1/models/only/a"])
+async def test_questions_may_end_in_a_slash_and_may_want_no_more_than_a_head(rig: Rig, path: str):
+    reply = await rig.ask("GET", path)
+    assert (await rig.ask("GET", path + "/")).body == reply.body
+    head = await rig.ask("HEAD", path)
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-length"] == str(len(reply.body))
