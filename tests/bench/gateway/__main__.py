@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.bench.gateway.load import PATHS
 from tests.bench.gateway.targets import TARGETS, Target, running_backend
 
 WRK_SCRIPT = """
@@ -34,7 +35,8 @@ COLUMNS = (
     ("added TTFT", "{added_ttft_p50:+.2f} / {added_ttft_p99:+.2f}"),
     ("gap p50/p99 ms", "{gap_p50:.2f} / {gap_p99:.2f}"),
     ("added gap p99", "{added_gap_p99:+.2f}"),
-    ("CPU µs per req/chunk", "{us_per_request:.0f} / {us_per_chunk:.0f}"),
+    ("CPU µs per req", "{us_per_request:.0f}"),
+    ("CPU µs per chunk", "{us_per_chunk:.1f}"),
     ("RSS MB", "{resident_mb:.0f}"),
 )
 
@@ -67,9 +69,9 @@ def _ms(output: str, part: str) -> float:
     return float(match[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[match[2]]
 
 
-def streams(target: Target, seconds: float, count: int) -> dict[str, float]:
+def streams(target: Target, path: str, seconds: float, count: int) -> dict[str, float]:
     """Times in ms of `count` paced streams."""
-    command = [sys.executable, "-m", "tests.bench.gateway.load", target.address]
+    command = [sys.executable, "-m", "tests.bench.gateway.load", target.address, "--path", path]
     command += ["--streams", str(count), "--for-s", str(seconds)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, Any] = json.loads(output)
@@ -88,6 +90,10 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=400, help="per stream")
     parser.add_argument("--spread", action="store_true", help="each stream on its own beat")
     parser.add_argument("--only", choices=("requests", "streams"))
+    parser.add_argument(
+        "--paths", nargs="+", choices=list(PATHS), default=["/v1/chat/completions"],
+        help="the dialects of the streams; each is a line of its own",
+    )  # fmt: skip
     given = parser.parse_args()
     gap_ms = 1000 * given.connections / given.chunks_per_s
     pace = "each on its own beat" if given.spread else "all in one step, as an engine does"
@@ -107,26 +113,30 @@ def main() -> int:
             folder = Path(scratch, name)
             folder.mkdir()
             with TARGETS[name](backend, folder) as target:
-                row: dict[str, Any] = {"name": name}
                 wrk(target, 2, given.connections, script)
-                for what in ("requests", "streams"):
-                    if given.only not in (None, what):
-                        continue
-                    began = target.cpu_s
-                    if what == "requests":
-                        row |= wrk(target, given.seconds, given.connections, script)
-                        used = (target.cpu_s - began) / given.seconds
-                        row["us_per_request"] = 1e6 * used / row["requests_per_s"]
-                    else:
-                        row |= streams(target, given.seconds, given.connections)
-                        used = (target.cpu_s - began) / (given.seconds + RAMP_S)
-                        row["us_per_chunk"] = 1e6 * used / row["events_per_s"]
-                row["resident_mb"] = target.resident_mb
-            rows.append(row)
-            _compare(row, rows[0])
-            print(_line(row), file=sys.stderr)
+                for path in given.paths:
+                    row = _measured(target, path, given, script)
+                    rows.append({"name": f"{name} {path}" if len(given.paths) > 1 else name} | row)
+                    _compare(rows[-1], rows[0])
+                    print(_line(rows[-1]), file=sys.stderr)
     print(_table(rows))
     return 0
+
+
+def _measured(target: Target, path: str, given: argparse.Namespace, script: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    if given.only != "streams" and path == "/v1/chat/completions":
+        began = target.cpu_s
+        row |= wrk(target, given.seconds, given.connections, script)
+        used = (target.cpu_s - began) / given.seconds
+        row["us_per_request"] = 1e6 * used / row["requests_per_s"]
+    if given.only != "requests":
+        began = target.cpu_s
+        row |= streams(target, path, given.seconds, given.connections)
+        used = (target.cpu_s - began) / (given.seconds + RAMP_S)
+        row["us_per_chunk"] = 1e6 * used / row["events_per_s"]
+    row["resident_mb"] = target.resident_mb
+    return row
 
 
 def _compare(row: dict[str, Any], first: dict[str, Any]) -> None:

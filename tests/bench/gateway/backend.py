@@ -44,14 +44,17 @@ ANSWER = {
 
 
 def chunk(text: str) -> bytes:
+    return event(choices=[{"index": 0, "delta": {"content": text}, "finish_reason": None}])
+
+
+def event(**fields: Any) -> bytes:
     value = {
         "id": "chatcmpl-0123456789",
         "object": "chat.completion.chunk",
         "created": 1700000000,
         "model": MODEL,
-        "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}],
     }
-    return framed(b"data: " + msgspec.json.encode(value) + b"\n\n")
+    return framed(b"data: " + msgspec.json.encode(value | fields) + b"\n\n")
 
 
 def framed(data: bytes) -> bytes:
@@ -68,7 +71,12 @@ STREAM_HEAD = (
 )
 # They take turns: LiteLLM ends a stream in which one chunk comes a hundred times running.
 EVENTS = (chunk(" Paris"), chunk(" Seine"))
-DONE = framed(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+DONE = (
+    event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+    + event(choices=[], usage=USAGE)
+    + framed(b"data: [DONE]\n\n")
+    + b"0\r\n\r\n"
+)
 STATE_EVENT = framed(b"event: state\ndata: " + msgspec.json.encode(STATE) + b"\n\n")
 BEAT = framed(b": beat\n\n")
 

@@ -14,7 +14,15 @@ from typing import Any
 
 import uvloop
 
-BODY = b'{"model":"m","messages":[{"role":"user","content":"What is the capital?"}],"stream":true}'
+_QUESTION = "What is the capital?"
+_TURN = {"messages": [{"role": "user", "content": _QUESTION}]}
+_ASK = {"model": "m", "stream": True}
+# By path: the body, and what the last event of a whole answer holds.
+PATHS: dict[str, tuple[dict[str, Any], bytes]] = {
+    "/v1/chat/completions": (_ASK | _TURN, b"[DONE]"),
+    "/v1/messages": (_ASK | _TURN | {"max_tokens": 100_000}, b"event: message_stop"),
+    "/v1/responses": (_ASK | {"input": _QUESTION, "store": False}, b"event: response.completed"),
+}
 
 
 class Client(asyncio.Protocol):
@@ -34,6 +42,7 @@ class Client(asyncio.Protocol):
         self._asked = time.perf_counter()
         self._last = 0.0
         self._tail = b""
+        self._is_whole = False
         self._transport.write(self._run.request)
 
     def data_received(self, data: bytes) -> None:
@@ -49,11 +58,12 @@ class Client(asyncio.Protocol):
                 else:
                     run.ttfts.append(now - self._asked)
             self._last = now
-        self._tail = (self._tail + data)[-64:]
+        data = self._tail + data
+        self._is_whole = self._is_whole or run.mark in data
+        self._tail = data[-64:]
         if self._tail.endswith(b"\n0\r\n\r\n"):
             run.streams += 1
-            if b"[DONE]" not in self._tail:
-                run.broken += 1
+            run.broken += not self._is_whole
             if now < run.ends:
                 self.ask()
             else:
@@ -61,12 +71,14 @@ class Client(asyncio.Protocol):
 
 
 class Run:
-    def __init__(self, host: str, port: int, warm_s: float, for_s: float) -> None:
+    def __init__(self, host: str, port: int, path: str, warm_s: float, for_s: float) -> None:
+        body, self.mark = PATHS[path]
+        content = json.dumps(body, separators=(",", ":")).encode()
         head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         )
-        self.request = head.encode() + BODY
+        self.request = head.encode() + content
         self.began = time.perf_counter() + warm_s
         self.ends = self.began + for_s
         self.gaps: list[float] = []
@@ -88,8 +100,10 @@ def percentiles(values: list[float]) -> dict[str, float]:
     }
 
 
-async def measure(host: str, port: int, streams: int, warm_s: float, for_s: float) -> None:
-    run = Run(host, port, warm_s, for_s)
+async def measure(
+    host: str, port: int, path: str, streams: int, warm_s: float, for_s: float
+) -> None:
+    run = Run(host, port, path, warm_s, for_s)
     loop = asyncio.get_running_loop()
     for _ in range(streams):
         await loop.create_connection(lambda: Client(run), host, port)
@@ -108,9 +122,10 @@ async def measure(host: str, port: int, streams: int, warm_s: float, for_s: floa
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
+    parser.add_argument("--path", choices=list(PATHS), default="/v1/chat/completions")
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--warm-s", type=float, default=2.0)
     parser.add_argument("--for-s", type=float, default=10.0)
     given = parser.parse_args()
     host, port = given.address.rsplit(":", 1)
-    uvloop.run(measure(host, int(port), given.streams, given.warm_s, given.for_s))
+    uvloop.run(measure(host, int(port), given.path, given.streams, given.warm_s, given.for_s))
