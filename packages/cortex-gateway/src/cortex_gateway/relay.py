@@ -21,7 +21,7 @@ from cortex_gateway.answer import (
     passed_headers,
     with_ignored,
 )
-from cortex_gateway.reply import Reply
+from cortex_gateway.reply import EVENT_STREAM, Reply
 from cortex_gateway.tail import MAX_EVENT_BYTES, MAX_HELD_BYTES, StreamTail, is_comment, parted
 from cortex_gateway.upstream import NETWORK_ERRORS
 
@@ -30,8 +30,6 @@ __all__ = ["Relay"]
 # An answer that is not a stream is sent when it is here in full, so that a node that fails in the
 # middle of it costs the client nothing; beyond this size it is passed on as it comes.
 HELD_BYTES = 1024 * 1024
-
-EVENT_STREAM = (b"content-type", b"text/event-stream")
 
 
 class Relay:
@@ -55,7 +53,6 @@ class Relay:
         self.kind: OutcomeKind = "ok"
         self.code: str | None = None
         self.usage: Usage | None = None
-        self.start_over()
 
     def translate_with(self, translation: Translation) -> None:
         """What is passed on from here, and said instead, is in the translation's dialect."""
@@ -64,8 +61,9 @@ class Relay:
 
     def start_over(self) -> None:
         """What a node told before its answer began is void: another will be asked."""
-        ignored = () if self._translation is None else self._translation.ignored
-        self._reply.stream_head = with_ignored([EVENT_STREAM], ignored)
+        self._reply.stream_head = [EVENT_STREAM]
+        if self._translation is not None:
+            self._reply.stream_head += with_ignored([], self._translation.ignored)
 
     async def pass_on(self, node: str, response: aiohttp.ClientResponse) -> None:
         """Raises NETWORK_ERRORS, CortexError, and NodeFault as long as the answer has not begun."""

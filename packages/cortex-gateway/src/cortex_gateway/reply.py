@@ -16,7 +16,9 @@ from cortex_gateway.dialects import Dialect, Voice
 from cortex_gateway.edge import Send, error_head, send_despite_body
 from cortex_gateway.vigil import ClientGone, Receive, Vigil
 
-__all__ = ["Reply"]
+__all__ = ["EVENT_STREAM", "Reply"]
+
+EVENT_STREAM = (b"content-type", b"text/event-stream")
 
 # For the last words to a client whose answer broke off; it may have stopped reading long ago.
 LAST_WORDS_S = 5.0
@@ -67,7 +69,7 @@ class Reply:
         self._speaking: asyncio.Task[None] | None = None
         self.voice: Voice = dialect
         self.status = 0
-        self.stream_head: RawHeaders = []
+        self.stream_head: RawHeaders = [EVENT_STREAM]
         self.is_answering = False
         self.is_mid_event = False
         self.first_byte_s: float | None = None
