@@ -17,6 +17,7 @@ from cortex_core.errors import (
     NoCapacity,
     NotFound,
     PreflightFailed,
+    UpstreamFailed,
 )
 from cortex_core.fleet.discovery import DeviceState, WorkerState
 from neuron.models.operations import OperationRecord, Operations
@@ -89,6 +90,20 @@ async def test_a_load_the_worker_refuses_leaves_a_failed_model_that_can_be_tried
             await n.load("refused")
         await n.unload("refused")
         assert n.phase("refused") is None
+
+
+async def test_a_worker_killed_in_the_middle_of_a_load_fails_it_and_a_retry_works(folder: Path):
+    async with node(folder, "slow") as n:
+        record = await n.registry.load("a.gguf", ANYHOW)
+        await n.until(lambda s: s.devices[0].worker.phase == "ready")
+        pid = n.registry.state().devices[0].worker.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(UpstreamFailed, match="SIGKILL"):
+            await asyncio.wait_for(record.ended(), 20)
+        assert n.phase() == "failed"
+        n.release()
+        assert await n.load("a.gguf")
 
 
 async def test_operations_on_one_model_run_in_the_order_they_came(folder: Path):

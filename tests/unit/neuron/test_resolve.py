@@ -114,8 +114,8 @@ def test_an_unknown_id_says_what_can_be_loaded(resolver: Resolver):
 
 
 @pytest.mark.parametrize("model", ["unsloth/Qwen3-0.6B-GGUF", "unsloth/Qwen3-0.6B-GGUF:Q4_K_M"])
-def test_a_hub_id_is_told_that_hubs_are_not_served(resolver: Resolver, model: str):
-    with pytest.raises(ModelNotFound, match="models of a hub cannot be loaded by name"):
+def test_a_hub_id_is_told_that_this_node_has_no_hub(resolver: Resolver, model: str):
+    with pytest.raises(ModelNotFound, match=r"no hub to ask \(models\.sources\)"):
         resolver.resolve(model)
 
 

@@ -20,6 +20,7 @@ translated once, at the edge. The tree (HTTP status, code)::
     │   ├── PreflightFailed              422 a preflight kind, e.g. gguf_corrupt
     │   ├── TemplateRenderFailed         422 template_render_failed
     │   ├── PoisonPrompt                 422 poison_prompt
+    │   ├── InvalidConfiguration         422 invalid_configuration
     │   ├── RateLimitExceeded            429 rate_limit_exceeded
     │   └── InsufficientQuota            429 insufficient_quota
     ├── UpstreamFailed                   502 upstream_failed
@@ -47,6 +48,7 @@ __all__ = [
     "InsufficientQuota",
     "InternalError",
     "InvalidApiKey",
+    "InvalidConfiguration",
     "InvalidJson",
     "InvalidRequest",
     "MethodNotAllowed",
@@ -180,7 +182,12 @@ class RequestTooLarge(RequestError):
 
 
 PreflightKind = Literal[
-    "gguf_missing", "gguf_corrupt", "gguf_unsupported", "gguf_unreadable", "insufficient_memory"
+    "gguf_missing",
+    "gguf_corrupt",
+    "gguf_unsupported",
+    "gguf_unreadable",
+    "insufficient_memory",
+    "insufficient_disk",
 ]
 PREFLIGHT_KINDS: frozenset[str] = frozenset(get_args(PreflightKind))
 
@@ -205,6 +212,13 @@ class PoisonPrompt(RequestError):
 
     status = 422
     code = "poison_prompt"
+
+
+class InvalidConfiguration(RequestError):
+    """A configuration that was to be put in force; the one in force stays."""
+
+    status = 422
+    code = "invalid_configuration"
 
 
 class RateLimitExceeded(RequestError):
@@ -275,6 +289,7 @@ _BY_CODE: dict[str, type[CortexError]] = {
         RequestTooLarge,
         TemplateRenderFailed,
         PoisonPrompt,
+        InvalidConfiguration,
         RateLimitExceeded,
         InsufficientQuota,
         UpstreamFailed,

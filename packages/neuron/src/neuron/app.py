@@ -20,6 +20,7 @@ from neuron.answers import EXCEPTION_HANDLERS
 from neuron.devices import Devices
 from neuron.edge import Edge
 from neuron.metrics import Metrics
+from neuron.models.hub import Hub
 from neuron.models.options import wanted_of
 from neuron.models.registry import Registry
 from neuron.models.resolve import Resolver
@@ -163,12 +164,14 @@ def read_token(config: NeuronConfig) -> str | None:
 
 def check_default_models(config: NeuronConfig, source: str) -> None:
     """Refuse a default model that names no file. Raises ConfigError. (That the file is a sound
-    model is seen when it is loaded; a bad one is shown as failed.)"""
+    model, or that a hub has it, is seen when it is loaded; a bad one is shown as failed.)"""
     resolver = _resolver(config)
     for index, model in enumerate(config.default_models):
         key = f"default_models[{index}].id"
+        if resolver.is_of_hub(model.id):
+            continue
         try:
-            path = resolver.resolve(model.id)
+            path = resolver.file_of(model.id)
         except CortexError as error:
             raise ConfigError(source, key, error.message) from None
         if not path.exists():
@@ -176,4 +179,6 @@ def check_default_models(config: NeuronConfig, source: str) -> None:
 
 
 def _resolver(config: NeuronConfig) -> Resolver:
-    return Resolver(config.models.local, [model.id for model in config.default_models])
+    models = config.models
+    hubs = {source.name: Hub(source, is_offline=models.offline) for source in models.sources}
+    return Resolver(models.local, [model.id for model in config.default_models], hubs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +31,7 @@ __all__ = [
     "DefaultModel",
     "DevicesSection",
     "EngineSection",
+    "HubSource",
     "ModelsSection",
     "NeuronConfig",
     "load_neuron_config",
@@ -38,6 +40,7 @@ __all__ = [
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 CountOrAuto = Annotated[int, msgspec.Meta(ge=0)]
+NodeName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 NodeNameOrAuto = Annotated[str, msgspec.Meta(pattern="^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$")]
 
 
@@ -50,10 +53,25 @@ class DevicesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_mb: CountOrAuto = 0
 
 
+class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A hub of models. What is None is as huggingface_hub has it: the public hub, or HF_ENDPOINT;
+    the cache shared with other programs, or HF_HUB_CACHE. `token_file` None: no token, but for the
+    hub whose `endpoint` is None, which gets HF_TOKEN or that of a login."""
+
+    name: NodeName
+    endpoint: str | None = None
+    token_file: str | None = None
+    cache_dir: str | None = None
+
+
 class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`local`: folders whose GGUF files may be loaded, by path or by path below the folder."""
+    """`local`: folders whose GGUF files may be loaded, by path or by path below the folder.
+    `sources`: hubs to load `org/name[:QUANT]` from, the first where a load names none; none at all
+    = only files. `offline`: only what is in their caches."""
 
     local: list[str] = []
+    sources: list[HubSource] = msgspec.field(default_factory=lambda: [HubSource("hub")])
+    offline: bool = False
 
 
 class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,6 +143,7 @@ def load_neuron_config(
     for index, folder in enumerate(config.models.local):
         if not Path(folder).is_dir():
             raise ConfigError(source, f"models.local[{index}]", f"no such folder: {folder}")
+    _check_sources(source, config.models.sources)
     _check_cache(source, "engine", config.engine, config.engine)
     seen: set[str] = set()
     for index, model in enumerate(config.default_models):
@@ -134,6 +153,21 @@ def load_neuron_config(
             raise ConfigError(source, f"default_models[{index}].id", f"{model.id!r} is given twice")
         seen.add(model.id)
     return config
+
+
+def _check_sources(source: str, hubs: list[HubSource]) -> None:
+    """Raises ConfigError."""
+    names: set[str] = set()
+    for index, hub in enumerate(hubs):
+        key = f"models.sources[{index}]"
+        if hub.name in names:
+            raise ConfigError(source, f"{key}.name", f"{hub.name!r} is given twice")
+        names.add(hub.name)
+        if hub.endpoint is not None and not re.match(r"https?://[^/\s]+", hub.endpoint):
+            problem = f"expected http(s)://host, got {hub.endpoint!r}"
+            raise ConfigError(source, f"{key}.endpoint", problem)
+        if hub.token_file is not None and not Path(hub.token_file).is_file():
+            raise ConfigError(source, f"{key}.token_file", f"no such file: {hub.token_file}")
 
 
 def _check_cache(

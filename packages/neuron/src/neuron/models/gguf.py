@@ -13,14 +13,25 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import msgspec
 
 from cortex_core.errors import PreflightFailed
 
-__all__ = ["GgufHeader", "Scalar", "Tensor", "parts_of", "read_header", "type_bytes"]
+__all__ = [
+    "GgufHeader",
+    "OpenPart",
+    "Readable",
+    "Scalar",
+    "Tensor",
+    "parts_of",
+    "read_header",
+    "type_bytes",
+]
 
 Scalar = int | float | bool | str
 
@@ -91,6 +102,18 @@ _BLOCKS = {
 }
 
 
+class Readable(Protocol):
+    """As much of a file as is needed to read its beginning."""
+
+    def seek(self, offset: int, /) -> object: ...
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+OpenPart = Callable[[Path], AbstractContextManager[tuple[Readable, int]]]
+"""Opens one file of a model, and says how many bytes it has."""
+
+
 class Tensor(msgspec.Struct, frozen=True):
     """`shape` as GGUF writes it: a row's length first. `size_bytes` is 0 for an unknown type."""
 
@@ -133,15 +156,28 @@ def parts_of(path: Path) -> list[Path]:
     return [path.with_name(f"{stem}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Of a model in several files, `path` is the first.
+@contextmanager
+def _open_file(path: Path) -> Iterator[tuple[Readable, int]]:
+    # A FIFO or a device must not be opened: it could block, or do something.
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise _failed(path, "gguf_unreadable", "is a directory, not a file")
+    if not stat.S_ISREG(mode):
+        raise _failed(path, "gguf_unreadable", "is not a regular file")
+    with path.open("rb", buffering=0) as file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+def read_header(path: Path, open_part: OpenPart = _open_file) -> GgufHeader:
+    """Of a model in several files, `path` is the first. What `open_part` raises passes, but for
+    OSError.
     Raises PreflightFailed (gguf_missing, gguf_corrupt, gguf_unsupported, gguf_unreadable)."""
     first, *others = parts_of(path)
     if first != path:
         raise _failed(path, "gguf_unsupported", f"is not the first part; load {first}")
-    header = _read_part(path, is_first=True, is_only=not others)
+    header = _read_part(path, open_part, is_first=True, is_only=not others)
     for other in others:
-        part = _read_part(other, is_first=False, is_only=False)
+        part = _read_part(other, open_part, is_first=False, is_only=False)
         if twice := header.tensors.keys() & part.tensors.keys():
             raise _failed(other, "gguf_corrupt", f"the tensor {min(twice)!r} is in two parts")
         header = msgspec.structs.replace(
@@ -155,16 +191,9 @@ def read_header(path: Path) -> GgufHeader:
     return header
 
 
-def _read_part(path: Path, *, is_first: bool, is_only: bool) -> GgufHeader:
+def _read_part(path: Path, open_part: OpenPart, *, is_first: bool, is_only: bool) -> GgufHeader:
     try:
-        # A FIFO or a device must not be opened: it could block, or do something.
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise _failed(path, "gguf_unreadable", "is a directory, not a file")
-        if not stat.S_ISREG(mode):
-            raise _failed(path, "gguf_unreadable", "is not a regular file")
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        with open_part(path) as (file, size):
             return _Parser(path, file, size).parse(is_first=is_first, is_only=is_only)
     except FileNotFoundError:
         raise _failed(path, "gguf_missing", "no such file") from None
@@ -178,7 +207,7 @@ def _failed(path: Path, kind: str, problem: str) -> PreflightFailed:
 
 
 class _Parser:
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+    def __init__(self, path: Path, file: Readable, size: int) -> None:
         self._path = path
         self._file = file
         self._size = size

@@ -18,6 +18,7 @@ from cortex_core.errors import (
 from cortex_core.fleet.discovery import DeviceState, ModelLimit, ModelPhase, ModelState
 from cortex_core.wire import ipc
 from neuron.devices import host_memory
+from neuron.models.fetching import Fetch
 from neuron.models.footprint import Footprint, Room
 from neuron.models.gguf import GgufHeader
 from neuron.models.placing import Candidate
@@ -26,15 +27,19 @@ from neuron.worker_events import LoadSpec
 
 __all__ = ["Entry", "Inventory"]
 
+_FETCH_SHARE = 0.9  # of a load's progress, where there is something to download
+
 
 class Entry:
     """A model that has a place: loading, ready, leaving, or failed there. `asked`: the parameters
-    before what was left open was decided. `is_seen`: the devices' readings know of it."""
+    before what was left open was decided. `is_seen`: the devices' readings know of it. `fetch`: its
+    download, once there was one to do."""
 
     __slots__ = (
         "asked",
         "device",
         "fault",
+        "fetch",
         "footprint",
         "header",
         "is_draining",
@@ -57,6 +62,7 @@ class Entry:
         self.asked = asked or spec.params
         self.is_draining = False
         self.is_seen = False
+        self.fetch: Fetch | None = None
         self.fault: Fault | None = None  # of a load that no worker knows of
 
 
@@ -159,6 +165,8 @@ class Inventory:
         running, waiting = supervisor.load_of(model)
         header, params = entry.header, entry.spec.params
         progress = held.progress if held else (0.0 if phase == "loading" else None)
+        if entry.fetch is not None and progress is not None:
+            progress = _FETCH_SHARE * entry.fetch.fraction + (1 - _FETCH_SHARE) * progress
         state = ModelState(
             id=model,
             device=entry.device,

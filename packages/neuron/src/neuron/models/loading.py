@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
+
 from cortex_core.config.loading import SamplingDefaults
 from cortex_core.config.neuron import EngineSection
 from cortex_core.errors import (
@@ -18,11 +20,15 @@ from cortex_core.errors import (
     InvalidRequest,
     NoCapacity,
     PreflightFailed,
+    UpstreamFailed,
 )
 from cortex_core.fleet.discovery import ModelState
 from cortex_core.wire import ipc
 from neuron import logs
+from neuron.detached import detached
+from neuron.models.fetching import Fetch
 from neuron.models.gguf import GgufHeader, read_header
+from neuron.models.hub import HubModel
 from neuron.models.inventory import Entry, Inventory
 from neuron.models.operations import OperationRecord, Operations
 from neuron.models.options import Wanted, asked, params_of
@@ -35,6 +41,7 @@ from neuron.worker_events import LoadSpec
 __all__ = ["Loading"]
 
 _log = logs.get(__name__)
+_INSPECT_S = 60.0  # a hub that answers in drops must not hold up whoever asks about a model
 
 
 class Loading:
@@ -69,23 +76,24 @@ class Loading:
         """
         if joined := self._join(model, wanted, if_holdings):
             return joined
-        header = await asyncio.to_thread(self._inspect, model)
+        header, remote = await self._inspect(model, wanted.source, is_to_load=True)
         # While the file was read, somebody else may have begun the same load.
         if joined := self._join(model, wanted, if_holdings):
             return joined
         self._set_sampling(model, wanted.sampling)
         before = self._running(model)
         if before is None:
-            self._place(model, header, wanted)  # refuses now, while the asker listens
+            self._place(model, header, remote, wanted)  # refuses now, while the asker listens
         record = self._operations.begin("load", model, lambda: self._progress(model))
-        self._carry_out(record, wanted, self._load(model, header, wanted, before))
+        self._carry_out(record, wanted, self._load(model, header, remote, wanted, before))
         return record
 
     async def estimate(self, model: str, wanted: Wanted) -> Estimate:
-        """What that load would take and whether it would be let; nothing is touched. Raises
-        InvalidRequest, ModelNotFound, Forbidden, PreflightFailed (of the file) or NoCapacity."""
+        """What that load would take and whether it would be let; nothing is touched, and nothing
+        downloaded. Raises InvalidRequest, ModelNotFound, Forbidden, PreflightFailed (of the file),
+        NoCapacity, or a hub's RateLimitExceeded or UpstreamFailed."""
         self._check_device(wanted)
-        header = await asyncio.to_thread(self._inspect, model)
+        header, _ = await self._inspect(model, wanted.source)
         device, preflight = self._choose(model, header, wanted)
         return await asyncio.to_thread(preflight.estimate, model, device)
 
@@ -107,7 +115,8 @@ class Loading:
         if_holdings: int | None = None,
         if_idle: bool = False,
     ) -> OperationRecord:
-        """Begin an unload behind whatever the model is doing, or join the one in progress.
+        """Begin an unload behind whatever the model is doing, or join the one in progress. A
+        download is called off, and with it the load.
 
         Running requests are let finish, or are ended now with `force`. Raises ModelNotFound, or
         Conflict: for other holdings than `if_holdings`, and, with `if_idle`, for a model that is on
@@ -123,6 +132,9 @@ class Loading:
             raise self._inventory.missing(model)
         if if_idle:
             self._check_idle(model, before)
+        entry = self._inventory.entries.get(model)
+        if entry is not None and entry.fetch is not None:
+            entry.fetch.call_off()
         if before is None:
             self._begin_unload(model)  # in this very moment: nothing can begin on an idle model
         record = self._operations.begin("unload", model)
@@ -168,8 +180,26 @@ class Loading:
 
     # joining
 
-    def _inspect(self, model: str) -> GgufHeader:
-        return read_header(self._resolver.resolve(model))
+    async def _inspect(
+        self, model: str, source: str | None, *, is_to_load: bool = False
+    ) -> tuple[GgufHeader, HubModel | None]:
+        """The model's header and, where it has yet to be downloaded, from where. Raises as
+        `Resolver.resolve`, PreflightFailed of the file or, `is_to_load`, of the disk, and
+        UpstreamFailed for a hub that takes longer than `_INSPECT_S`."""
+
+        def inspect() -> tuple[GgufHeader, HubModel | None]:
+            found = self._resolver.resolve(model, source)
+            if not isinstance(found, HubModel):
+                return read_header(found), None
+            if is_to_load:
+                found.check_disk()
+            return found.header(), found
+
+        try:
+            async with asyncio.timeout(_INSPECT_S):
+                return await detached(inspect, f"inspect {model}")
+        except TimeoutError:
+            raise UpstreamFailed(f"{model}: not found out about within {_INSPECT_S:g} s") from None
 
     def _join(self, model: str, wanted: Wanted, if_holdings: int | None) -> OperationRecord | None:
         """The operation that does, or has done, what is wanted; None when there is none, and then
@@ -255,16 +285,23 @@ class Loading:
     # placing
 
     async def _load(
-        self, model: str, header: GgufHeader, wanted: Wanted, before: OperationRecord | None
+        self,
+        model: str,
+        header: GgufHeader,
+        remote: HubModel | None,
+        wanted: Wanted,
+        before: OperationRecord | None,
     ) -> ModelState:
         inventory = self._inventory
         if before is not None:
             await before.settled()
             inventory.refuse_when_draining()
-            self._place(model, header, wanted)
+            self._place(model, header, remote, wanted)
         entry = inventory.entries[model]
         _log.info("loading", model=model, device=entry.device, path=entry.spec.path)
         try:
+            if entry.fetch is not None:
+                await self._fetch(entry, entry.fetch)
             await inventory.supervisors[entry.device].load(entry.spec)
         except CortexError as error:
             entry.fault = error.fault
@@ -273,7 +310,15 @@ class Loading:
             self._holdings_changed()
         return inventory.state_of(model)
 
-    def _place(self, model: str, header: GgufHeader, wanted: Wanted) -> None:
+    async def _fetch(self, entry: Entry, fetch: Fetch) -> None:
+        path = await fetch.run()
+        # What a hub said of the file was good enough to find a place for it; this is the file.
+        entry.header = await detached(lambda: read_header(path), f"read {path.name}")
+        entry.spec = msgspec.structs.replace(entry.spec, path=str(path))
+
+    def _place(
+        self, model: str, header: GgufHeader, remote: HubModel | None, wanted: Wanted
+    ) -> None:
         """Give the model its device. Raises NoCapacity, InvalidRequest or PreflightFailed, and
         then nothing has changed."""
         inventory = self._inventory
@@ -281,13 +326,15 @@ class Loading:
         preflight.check_room(model)
         if old := inventory.entries.pop(model, None):
             inventory.supervisors[old.device].forget(model)
-        inventory.entries[model] = Entry(
+        entry = inventory.entries[model] = Entry(
             device,
             LoadSpec(model, header.path, preflight.params),
             header,
             preflight.footprint,
             self._params(wanted, device),
         )
+        if remote is not None:
+            entry.fetch = Fetch(remote.order, lambda: self._changed(False))
         self._holdings_changed()
 
     def _choose(self, model: str, header: GgufHeader, wanted: Wanted) -> tuple[str, Preflight]:

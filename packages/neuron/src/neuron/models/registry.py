@@ -15,13 +15,14 @@ from cortex_core.config.neuron import EngineSection
 from cortex_core.errors import CortexError, Fault, RateLimitExceeded
 from cortex_core.fleet.discovery import DeviceState, NodeState
 from cortex_core.wire import ipc
+from neuron.detached import detached
 from neuron.models.inventory import Inventory
 from neuron.models.kind import check_kind
 from neuron.models.loading import Loading
 from neuron.models.operations import OperationRecord, Operations
 from neuron.models.options import Wanted
 from neuron.models.preflight import Estimate
-from neuron.models.resolve import Resolver
+from neuron.models.resolve import KnownModel, Resolver
 from neuron.models.restarting import Restarting
 from neuron.pulse import Pulse
 from neuron.state_feed import StateFeed
@@ -39,6 +40,7 @@ class Registry:
         self.name = name
         self.boot = uuid4().hex
         self._engine = engine
+        self._resolver = resolver
         self._inventory = Inventory(name, cpu_memory_bytes)
         self._operations = Operations(self.boot)
         self._pulse = Pulse()
@@ -193,6 +195,10 @@ class Registry:
     ) -> OperationRecord:
         """See `Loading.unload`."""
         return self._loading.unload(model, force, if_holdings=if_holdings, if_idle=if_idle)
+
+    async def known(self) -> list[KnownModel]:
+        """What could be loaded without a download."""
+        return await detached(self._resolver.known, "known models")
 
     def restart(self, device: str, drain_s: float) -> OperationRecord:
         """See `Restarting.restart`."""

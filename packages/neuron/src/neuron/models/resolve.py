@@ -1,8 +1,9 @@
-"""From a model id to a file, within what the operator allows.
+"""From a model id to a file, within what the operator allows, or to what a hub has.
 
 `cortex/tiny` is the model inside this package. A path is allowed below a folder of `models.local`,
 or when the operator named that very file as a default model. Symlinks are followed before the
-question is asked: a link inside an allowed folder is no way out of it.
+question is asked: a link inside an allowed folder is no way out of it. What no folder has and looks
+like `org/name[:QUANT]` is a hub's.
 """
 
 from __future__ import annotations
@@ -10,32 +11,66 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from cortex_core.errors import Forbidden, InvalidRequest, ModelNotFound, PreflightFailed
+import msgspec
 
-__all__ = ["TINY", "Resolver"]
+from cortex_core.errors import Forbidden, InvalidRequest, ModelNotFound, PreflightFailed
+from neuron.models.hub import Hub, HubModel
+
+__all__ = ["TINY", "KnownModel", "Resolver"]
 
 TINY = "cortex/tiny"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_OURS = "cortex/"  # names with this beginning are never asked of a hub
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<tag>[\w.-]+))?")
 _MOST_LISTED = 2000
+
+
+class KnownModel(msgspec.Struct, frozen=True):
+    """Something that could be loaded without a download. `source`: the hub it once came from."""
+
+    id: str
+    source: str | None = None
 
 
 class Resolver:
     """`local`: folders whose GGUF files may be loaded. `named`: model ids from the configuration
-    or the command line; those that are paths are allowed wherever they are."""
+    or the command line; those that are paths are allowed wherever they are. `hubs` by name, in the
+    order they are looked in."""
 
-    def __init__(self, local: Iterable[str] = (), named: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        local: Iterable[str] = (),
+        named: Iterable[str] = (),
+        hubs: Mapping[str, Hub] | None = None,
+    ) -> None:
+        self._hubs = dict(hubs or {})
         self._folders = [Path(folder).resolve() for folder in local]
         self._named = {Path(name).resolve() for name in named if os.path.isabs(name)}
 
-    def resolve(self, model: str) -> Path:
-        """The file behind an id; that it exists is not promised for a path.
+    def resolve(self, model: str, source: str | None = None) -> Path | HubModel:
+        """The file behind an id, that it exists is not promised for a path; or what a hub has.
+        `source`: that hub and no other.
 
-        Raises ModelNotFound, Forbidden, InvalidRequest or PreflightFailed. Touches the disk.
+        Raises ModelNotFound, Forbidden, InvalidRequest, PreflightFailed, or as `Hub.find`. Touches
+        the disk, and the network where `is_of_hub` and no disk has it.
         """
+        self._check_source(model, source)
+        if self.is_of_hub(model):
+            return self._of_hub(model, source)
+        return self.file_of(model)
+
+    def is_of_hub(self, model: str) -> bool:
+        """Whether it is to be looked for in hubs. Touches the disk."""
+        found = _HUB_ID.fullmatch(model)
+        if found is None or not self._hubs or model.startswith(_OURS):
+            return False
+        return not found["repo"].endswith(".gguf") and not self._is_in_a_folder(model)
+
+    def file_of(self, model: str) -> Path:
+        """The file behind an id that is none of a hub's. Raises as `resolve`."""
         if not model or "\0" in model or len(model) > 4096:
             raise InvalidRequest("model: not a model id or path", param="model")
         if model == TINY:
@@ -47,9 +82,47 @@ class Resolver:
                 f"{model}: cannot be read: {error}", kind="gguf_unreadable", param="model"
             ) from None
 
-    def known(self) -> list[str]:
-        """Ids that could be loaded now: `cortex/tiny` and what lies in the allowed folders."""
-        return [TINY, *self._listing()]
+    def known(self) -> list[KnownModel]:
+        """What could be loaded now: `cortex/tiny`, what lies in the allowed folders, and what the
+        hubs' caches have. Touches the disk."""
+        return [
+            KnownModel(TINY),
+            *map(KnownModel, self._listing()),
+            *(KnownModel(model, hub.name) for hub in self._hubs.values() for model in hub.known()),
+        ]
+
+    # hubs
+
+    def _check_source(self, model: str, source: str | None) -> None:
+        if source is None:
+            return
+        if source not in self._hubs:
+            known = ", ".join(self._hubs) or "none"
+            raise InvalidRequest(
+                f"source: there is no {source!r} here; sources: {known}", param="source"
+            )
+        if not self.is_of_hub(model):
+            raise InvalidRequest(
+                f"source: {model!r} is a file of this node, not a hub's", param="source"
+            )
+
+    def _of_hub(self, model: str, source: str | None) -> Path | HubModel:
+        found = _HUB_ID.fullmatch(model)
+        assert found is not None
+        repo, tag = found["repo"], found["tag"]
+        hubs = [self._hubs[source]] if source is not None else list(self._hubs.values())
+        for hub in hubs:
+            if path := hub.cached(repo, tag):
+                return path
+        return hubs[0].find(repo, tag)
+
+    def _is_in_a_folder(self, model: str) -> bool:
+        try:
+            return any((folder / model).exists() for folder in self._folders)
+        except OSError:  # such as a name that no file can have
+            return False
+
+    # files
 
     def _absolute(self, model: str) -> Path:
         path = Path(model).resolve()
@@ -86,8 +159,8 @@ class Resolver:
 
     def _unknown(self, model: str) -> ModelNotFound:
         text = f"no such model: {model!r}{self._near(model)}"
-        if _HUB_ID.fullmatch(model):
-            text += "; models of a hub cannot be loaded by name"
+        if _HUB_ID.fullmatch(model) and not model.startswith(_OURS):
+            text += "; this node has no hub to ask (models.sources)"
         return ModelNotFound(
             f"{text}; {TINY!r} and GGUF files (an absolute path, or one below a folder of "
             f"models.local) can be loaded",
@@ -95,7 +168,7 @@ class Resolver:
         )
 
     def _near(self, model: str) -> str:
-        known = self.known()
+        known = [known.id for known in self.known()]
         near = difflib.get_close_matches(model, known, n=3, cutoff=0.6)
         if not near:
             # A person types the file's name and forgets its folder, or its ending.

@@ -66,7 +66,11 @@ def routes(registry: Registry, config: NeuronConfig) -> list[Route]:
         )
         return await operation_answer(record, asked.wait)
 
+    async def show_known(request: Request) -> Response:
+        return json_answer({"models": await registry.known()})
+
     return [
+        Route("/models/known", show_known),
         Route("/models/load", load, methods=["POST"]),
         Route("/models/unload", unload, methods=["POST"]),
         Route("/models/estimate", estimate, methods=["POST"]),
