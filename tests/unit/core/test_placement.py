@@ -314,14 +314,6 @@ def test_a_node_that_cannot_take_it_now_says_why(
     assert not found.is_forever
 
 
-def test_a_node_where_a_load_failed_is_not_asked_before_its_time():
-    failed = node("a", retry_at=NOW + 5, failure="out of memory")
-    found = refused(failed)
-    assert found.causes["a"].endswith("not asked again for 5 s: out of memory")
-    assert found.retry_at == NOW + 5
-    assert placed(replace(failed, retry_at=NOW)).node == "a"
-
-
 def test_a_node_to_be_avoided_says_why():
     wanted = Want(entry=ModelEntry(id="new"), avoid={"a": "has failed this request"})
     assert refused(node("a"), wanted=wanted).causes == {"a": "has failed this request"}

@@ -65,8 +65,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
 
     needs: bytes by device (`Ledger.needs`); a device that is not in it has not been asked about.
     fault: why the node says it cannot load it. absence: why the node is not reachable. is_placing:
-    another placement is under way there. retry_at: not before then, since a load of it failed
-    there with `failure`."""
+    another placement is under way there."""
 
     name: str
     devices: tuple[DeviceView, ...] = ()
@@ -76,8 +75,6 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     absence: str = ""
     is_draining: bool = False
     is_placing: bool = False
-    retry_at: float | None = None
-    failure: str = ""
 
 
 class Want(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,14 +201,14 @@ def _judge_node(
     devices = [_Site(want, node, device, eviction, now).judge() for device in fitting]
     if devices and all(device.is_forever for device in devices):
         return devices
-    return [obstacle] if (obstacle := _obstacle(want, node, now)) else devices
+    return [obstacle] if (obstacle := _obstacle(want, node)) else devices
 
 
-def _obstacle(want: Want, node: NodeView, now: float) -> _Verdict | None:
+def _obstacle(want: Want, node: NodeView) -> _Verdict | None:
     """What keeps this node as a whole from taking the model now."""
 
-    def because(text: str, is_passing: bool = False, retry_at: float | None = None) -> _Verdict:
-        return _Verdict(node=node.name, text=text, is_passing=is_passing, retry_at=retry_at)
+    def because(text: str, is_passing: bool = False) -> _Verdict:
+        return _Verdict(node=node.name, text=text, is_passing=is_passing)
 
     if node.absence:
         return because(f"is unreachable: {node.absence}")
@@ -224,10 +221,6 @@ def _obstacle(want: Want, node: NodeView, now: float) -> _Verdict | None:
             return because(f"has it already, {resident.phase}", resident.phase != "ready")
     if node.is_placing:
         return because("is being given another model", True)
-    if node.retry_at is not None and node.retry_at > now:
-        wait_s = node.retry_at - now
-        text = f"failed to load it, and is not asked again for {wait_s:.0f} s: {node.failure}"
-        return because(text, True, node.retry_at)
     return None if node.devices else because("has told of no device")
 
 
