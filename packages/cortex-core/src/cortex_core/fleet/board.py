@@ -136,17 +136,20 @@ class Board:
     def is_pinned(self, model: str, node: str) -> bool:
         return model in self.pins or self.catalogue.entry(model).is_pinned_on(node)
 
-    def plan_for(self, model: str) -> Plan | None:
-        """The load of it that is under way, or being made room for."""
-        for node in self.nodes.values():
-            if node.plan is not None and node.plan.kind == "load" and node.plan.model == model:
-                return node.plan
-        return None
+    def is_coming(self, model: str, node: str | None = None) -> bool:
+        """Whether it is on its way to being ready, or a load of it is being made room for: on this
+        node, or anywhere."""
+        return any(node in (None, name) for name in self.coming(model))
 
-    def coming(self, model: str) -> list[Place]:
-        """Where it is on its way to being ready."""
-        places = self.places.get(model, {}).values()
-        return [p for p in places if p.is_coming and self.topology.is_reachable(p.node)]
+    def coming(self, model: str) -> list[str]:
+        """The nodes where it is on its way."""
+        places = self.places.get(model, {})
+        return [
+            name
+            for name, node in self.nodes.items()
+            if (name in places and places[name].is_coming and self.topology.is_reachable(name))
+            or (node.plan is not None and node.plan.kind == "load" and node.plan.model == model)
+        ]
 
     # moves
 

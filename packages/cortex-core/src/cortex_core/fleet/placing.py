@@ -43,8 +43,9 @@ class Placing:
     def estimated(self, stimulus: EstimateCame) -> None:
         board = self._board
         node = board.nodes.get(stimulus.node)
-        if node is None or node.asked.pop(stimulus.model, None) is None:
+        if node is None:
             return
+        node.asked.pop(stimulus.model, None)
         node.answered[stimulus.model] = board.now
         fault = stimulus.fault
         if fault is None or fault.code not in _UNHEARD:
@@ -67,9 +68,7 @@ class Placing:
         board = self._board
         # Operators may name a node that has gone from the configuration meanwhile.
         only = None if node is None else [name for name in board.nodes if name == node]
-        coming = [p for p in board.coming(model) if node in (None, p.node)]
-        plan = board.plan_for(model)
-        if coming or (plan is not None and node in (None, plan.node)):
+        if board.is_coming(model, node):
             for ticket in tickets:
                 if ticket.loading_since is None:
                     ticket.loading_since = board.now
@@ -99,7 +98,7 @@ class Placing:
             return refusals.unknown(board, model)
         if model in board.ready or model in board.tripped:
             return None
-        if board.coming(model) or board.plan_for(model):
+        if board.is_coming(model):
             return None
         if any(not self._is_answered(model, node) for node in self._to_ask(model, None)):
             return None

@@ -249,7 +249,9 @@ class Plans:
             board.place(plan.model, plan.node).tell("nobody waits for it any more")
             self._over(plan)
             return
-        decision = decide(board, plan.model, only=(plan.node,), may_evict=plan.may_evict)
+        decision = decide(
+            board, plan.model, only=(plan.node,), may_evict=plan.may_evict, within=plan
+        )
         if isinstance(decision, Placement):
             self._follow(plan, decision)
         else:

@@ -74,7 +74,7 @@ def too_many(board: Board, model: str) -> CortexError:
 def overdue(board: Board, model: str) -> CortexError:
     """It has waited for as long as anybody may."""
     patience_s = _patience(board, model)
-    if board.coming(model) or board.plan_for(model):
+    if board.is_coming(model):
         return ModelLoading(
             f"the model {model!r} is still being loaded after {board.policy.max_wait_s:g} s",
             retry_after_s=patience_s,

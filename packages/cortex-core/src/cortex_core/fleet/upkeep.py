@@ -72,6 +72,8 @@ class Upkeep:
         for name in sorted(wish.nodes):
             node = board.nodes.get(name)
             place = node.places.get(wish.model) if node is not None else None
+            if node is not None and node.plan is not None and node.plan.asker == request:
+                continue  # whatever becomes of the node, its plan will say how it ended
             if node is None or not board.topology.is_reachable(name):
                 cause = board.topology.cause(name) if node is not None else "not configured"
                 fault = NodeUnavailable(f"the node {name} cannot be reached: {cause}").fault
@@ -166,7 +168,7 @@ class Upkeep:
         if self._is_crowded(model, all(place.busy > place.capacity for place in places)):
             wanted = max(wanted, len(places) + 1)
         is_used = any(place.incarnation and place.used_at > float("-inf") for place in places)
-        if not is_used or board.plan_for(model) or len(places) + len(board.coming(model)) >= wanted:
+        if not is_used or len(places) >= wanted or board.is_coming(model):
             return
         if self.placing.ask(model) is not None and self._add(model, None):
             self._crowded.pop(model, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from cortex_core.fleet.board import Board, Node
 from cortex_core.fleet.discovery import NodeState
@@ -17,14 +18,22 @@ from cortex_core.fleet.placement import (
     place,
 )
 
+if TYPE_CHECKING:
+    from cortex_core.fleet.plans import Plan
+
 __all__ = ["decide"]
 
 
 def decide(
-    board: Board, model: str, *, only: Iterable[str] | None = None, may_evict: bool = True
+    board: Board,
+    model: str,
+    *,
+    only: Iterable[str] | None = None,
+    may_evict: bool = True,
+    within: Plan | None = None,
 ) -> Placement | NoPlacement:
-    """Where `model` is to be loaded now. `only`: these nodes are considered, among them one whose
-    own plan is for this model."""
+    """Where `model` is to be loaded now. `only`: the nodes that are considered. `within`: the plan
+    that asks; it is not in its own way."""
     names = list(board.nodes if only is None else only)
     avoid = {name: why for name in names if (why := _why_not(board, board.nodes[name], model))}
     want = Want(
@@ -33,7 +42,7 @@ def decide(
         may_evict=may_evict,
         avoid=avoid,
     )
-    views = [_view(board, board.nodes[name], model) for name in names]
+    views = [_view(board, board.nodes[name], model, within) for name in names]
     return place(want, views, board.policy.eviction, board.now)
 
 
@@ -49,16 +58,15 @@ def _why_not(board: Board, node: Node, model: str) -> str:
     return ""
 
 
-def _view(board: Board, node: Node, model: str) -> NodeView:
+def _view(board: Board, node: Node, model: str, within: Plan | None) -> NodeView:
     state = board.topology.state(node.name)
     if state is None or not board.topology.is_reachable(node.name):
         return NodeView(name=node.name, absence=board.topology.cause(node.name) or "not seen yet")
     ids = [device.id for device in state.devices]
-    plan = node.plan
-    is_ours = plan is not None and plan.kind == "load" and plan.model == model
     places = [known for known in node.places.values() if known.has_memory]
     # A load that somebody else has begun takes memory that nobody knows yet.
     is_filling = any(known.state == "loading" and known.order is None for known in places)
+    is_taken = node.plan is not None and node.plan is not within
     return NodeView(
         name=node.name,
         devices=_devices(state),
@@ -66,7 +74,7 @@ def _view(board: Board, node: Node, model: str) -> NodeView:
         needs=board.ledger.needs(model, node.name, ids),
         fault=board.ledger.fault(model, node.name),
         is_draining=board.is_draining(node.name),
-        is_placing=(plan is not None and not is_ours) or is_filling,
+        is_placing=is_taken or is_filling,
     )
 
 
