@@ -165,6 +165,7 @@ async def test_a_stream_cut_anywhere_is_translated_event_by_event(
     assert outcome.streamed
     assert outcome.usage is not None
     assert (outcome.usage.prompt, outcome.usage.cached, outcome.usage.completion) == (10, 6, 4)
+    assert outcome.cache == "reused=6 computed=4 source=live"
 
 
 async def test_each_event_arrives_when_it_is_sent(a: ScriptedNeuron, desk: Desk) -> None:

@@ -7,6 +7,7 @@ import pytest
 from cortex_core.errors import NodeUnavailable, ShuttingDown, Stalled, UpstreamFailed
 from cortex_gateway.answer import (
     NodeFault,
+    cache_in,
     cached_in,
     judge,
     kind_of,
@@ -98,14 +99,19 @@ def test_what_was_ignored_twice_over_is_told_once_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    ("cache", "expected"),
     [
-        (b"reused=6 computed=4 source=live", (10, 6)),
-        (b"reused=0 computed=4 source=none miss=empty", (4, 0)),
-        (b"hit", None),
-        (b"", None),
+        ("reused=6 computed=4 source=live", (10, 6)),
+        ("reused=0 computed=4 source=none miss=empty", (4, 0)),
+        ("hit", None),
+        ("", None),
     ],
 )
-def test_cached_tokens_are_read_off_the_head(value: bytes, expected: object) -> None:
-    assert cached_in([(b"Set-Thing", b"1"), (b"X-Cortex-Cache", value)]) == expected
-    assert cached_in([]) is None
+def test_cached_tokens_are_read_off_the_head(cache: str, expected: object) -> None:
+    headers = passed_headers([(b"Set-Thing", b"1"), (b"X-Cortex-Cache", cache.encode())])
+    assert cache_in(headers) == cache
+    assert cached_in(cache) == expected
+
+
+def test_without_its_header_nothing_is_known_of_a_cache() -> None:
+    assert cache_in([(b"set-thing", b"1")]) is None

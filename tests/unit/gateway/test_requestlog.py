@@ -6,6 +6,7 @@ import io
 import logging
 import re
 
+import msgspec
 import pytest
 
 from cortex_core.outcome import Outcome, Usage
@@ -23,6 +24,11 @@ def test_a_line_says_all_that_the_outcome_says() -> None:
         '"request" kind=ok request_id=r1 model=a/b node=beast status=200 streamed=True'
         " ttft_s=0.0123 total_s=1.5000 prompt=7 cached=5 completion=3 reasoning=1"
     )
+
+
+def test_waits_and_retries_are_told_where_there_were_any() -> None:
+    waited = msgspec.structs.replace(OK, queued_s=2.5, load_s=2.25, retries=1)
+    assert " retries=1 queued_s=2.5000 load_s=2.2500 ttft_s=" in line_of(waited)
 
 
 @pytest.mark.parametrize("model", ["a b", 'a"b', "a=b", "a\nlevel=ERROR", "x" * 5000])

@@ -26,7 +26,8 @@ class Outcome(msgspec.Struct, frozen=True):
 
     `queued_s` is the whole wait for a replica, of which `load_s` was spent while the model was
     loading; `ttft_s` and `total_s` begin with the request's head. `device` is where it was last
-    sent, `retries` how often it was sent again."""
+    sent, `retries` how often it was sent again. `cache` is what its node said of the prompt's
+    cache, as in `x-cortex-cache`."""
 
     kind: OutcomeKind
     request_id: str
@@ -42,3 +43,4 @@ class Outcome(msgspec.Struct, frozen=True):
     queued_s: float = 0.0
     load_s: float | None = None
     retries: int = 0
+    cache: str | None = None

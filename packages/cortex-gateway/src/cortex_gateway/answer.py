@@ -18,8 +18,8 @@ from cortex_gateway.tail import UNREADABLE, usage_of
 __all__ = [
     "ELSEWHERE",
     "NodeFault",
-    "RawHeaders",
     "Whole",
+    "cache_in",
     "cached_in",
     "judge",
     "kind_of",
@@ -52,7 +52,7 @@ NOT_PASSED = frozenset(
 # the model may have been unloaded a moment ago, before the node's event of it arrived.
 ELSEWHERE = frozenset({404, 502, 503})
 
-_REUSED = re.compile(rb"reused=(\d+) computed=(\d+)")
+_REUSED = re.compile(r"reused=(\d+) computed=(\d+)")
 
 
 class Whole(NamedTuple):
@@ -107,14 +107,22 @@ def with_ignored(
     return [*others, (b"x-cortex-ignored", b", ".join(told + names))]
 
 
-def cached_in(headers: RawHeaders) -> tuple[int, int] | None:
-    """Tokens of the prompt, and those of them that were reused, as `x-cortex-cache` has them; a
-    stream that began before they were known has none."""
+def cache_in(headers: RawHeaders) -> str | None:
+    """What a node says of its prompt's cache, in lower-case headers. A stream that began before it
+    was known has none."""
     for name, value in headers:
-        if name.lower() == b"x-cortex-cache" and (found := _REUSED.match(value)):
-            reused, computed = int(found[1]), int(found[2])
-            return reused + computed, reused
+        if name == b"x-cortex-cache":
+            return value.decode("latin-1")
     return None
+
+
+def cached_in(cache: str) -> tuple[int, int] | None:
+    """Tokens of the prompt, and those of them that were reused."""
+    found = _REUSED.match(cache)
+    if found is None:
+        return None
+    reused, computed = int(found[1]), int(found[2])
+    return reused + computed, reused
 
 
 def judge(node: str, status: int, headers: RawHeaders, body: bytes) -> Whole:

@@ -207,6 +207,7 @@ class _Exchange:
             self._queued_s,
             self._load_s,
             max(self._asked - 1, 0),
+            relay.cache,
         )
 
     # asking

@@ -13,8 +13,8 @@ from cortex_core.translate.translation import Translation
 from cortex_gateway.answer import (
     ELSEWHERE,
     NodeFault,
-    RawHeaders,
     Whole,
+    cache_in,
     cached_in,
     judge,
     kind_of,
@@ -33,13 +33,14 @@ HELD_BYTES = 1024 * 1024
 
 
 class Relay:
-    """`usage`, `kind` and `code` are what the answer said of itself, for the outcome."""
+    """`usage`, `cache`, `kind` and `code` are what the answer said of itself, for the outcome."""
 
     __slots__ = (
         "_idle_timeout_s",
         "_node",
         "_reply",
         "_translation",
+        "cache",
         "code",
         "kind",
         "usage",
@@ -53,6 +54,7 @@ class Relay:
         self.kind: OutcomeKind = "ok"
         self.code: str | None = None
         self.usage: Usage | None = None
+        self.cache: str | None = None
 
     def translate_with(self, translation: Translation) -> None:
         """What is passed on from here, and said instead, is in the translation's dialect."""
@@ -77,6 +79,7 @@ class Relay:
         if self._reply.status:
             raise answer.error or self._no_stream()
         self.usage = answer.usage
+        self.cache = cache_in(answer.headers)
         body = answer.body
         translation = self._translation
         headers = answer.headers
@@ -88,7 +91,7 @@ class Relay:
             if translation is not None:
                 body = translation.error_body(answer.error)
         elif translation is not None:
-            self._tell_started(translation, headers)
+            self._tell_started(translation)
             body = translation.whole(body)
         headers.append((b"content-length", b"%d" % len(body)))
         await self._begin(answer.status, headers)
@@ -125,6 +128,7 @@ class Relay:
         translation = self._translation
         tail = StreamTail(MAX_HELD_BYTES if translation is None else MAX_EVENT_BYTES)
         reply.stream_head = passed_headers(response.raw_headers)
+        self.cache = cache_in(reply.stream_head)
         if translation is not None:
             reply.stream_head = with_ignored(reply.stream_head, translation.ignored)
         comments = b""
@@ -138,7 +142,7 @@ class Relay:
                     if is_comment(ready):
                         comments = await self._mind(comments + ready)
                         continue
-                    await self._begin_stream(ready, response)
+                    await self._begin_stream(ready)
                     if translation is None:
                         ready = comments + ready
                 if translation is None:
@@ -154,7 +158,7 @@ class Relay:
                 raise
         finally:
             self.usage = tail.usage
-        await self._end_stream(tail, response)
+        await self._end_stream(tail)
 
     async def _mind(self, comments: bytes) -> bytes:
         """A node's signs of life before its answer: passed on where a stream is open, kept for one
@@ -165,7 +169,7 @@ class Relay:
         self._reply.vigil.expect(self._idle_timeout_s)
         return comments[:MAX_HELD_BYTES]
 
-    async def _begin_stream(self, ready: bytes, response: aiohttp.ClientResponse) -> None:
+    async def _begin_stream(self, ready: bytes) -> None:
         """Raises what a stream that begins with an error says: the client may hear it as such, or
         another node may do better."""
         before, error = parted(ready)
@@ -174,7 +178,7 @@ class Relay:
                 raise NodeFault(error)
             raise error
         if self._translation is not None:
-            self._tell_started(self._translation, response.raw_headers)
+            self._tell_started(self._translation)
         await self._begin(200, self._reply.stream_head, is_stream=True)
 
     async def _pass_translated(self, translation: Translation, ready: bytes) -> None:
@@ -187,7 +191,7 @@ class Relay:
         if error is not None:
             raise error
 
-    async def _end_stream(self, tail: StreamTail, response: aiohttp.ClientResponse) -> None:
+    async def _end_stream(self, tail: StreamTail) -> None:
         reply = self._reply
         if not reply.is_answering and not tail.is_done:
             raise NodeFault(UpstreamFailed(f"the node {self._node} sent a stream without an event"))
@@ -198,7 +202,7 @@ class Relay:
             raise UpstreamFailed(f"the node {self._node} ended its stream before it was complete")
         last = tail.flush()
         if not reply.is_answering:
-            await self._begin_stream(last, response)
+            await self._begin_stream(last)
         if self._translation is not None and last:
             last = self._translation.feed(last.rstrip() + b"\n\n")
         await reply.finish(last)
@@ -213,8 +217,8 @@ class Relay:
         )
         await self._reply.begin(status, headers, is_stream=is_stream)
 
-    def _tell_started(self, translation: Translation, headers: RawHeaders) -> None:
-        found = cached_in(headers)
+    def _tell_started(self, translation: Translation) -> None:
+        found = cached_in(self.cache or "")
         if found is not None:
             translation.started(*found)
 

@@ -65,6 +65,12 @@ def line_of(outcome: Outcome) -> str:
     )
     if outcome.code is not None:
         line += f" code={outcome.code}"
+    if outcome.retries:
+        line += f" retries={outcome.retries}"
+    if outcome.queued_s:
+        line += f" queued_s={outcome.queued_s:.4f}"
+    if outcome.load_s is not None:
+        line += f" load_s={outcome.load_s:.4f}"
     if outcome.ttft_s is not None:
         line += f" ttft_s={outcome.ttft_s:.4f}"
     line += f" total_s={outcome.total_s:.4f}"
