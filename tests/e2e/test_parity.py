@@ -60,6 +60,7 @@ class Said(NamedTuple):
     reasoning: str
     calls: list[tuple[str, str]]
     finish_reason: str
+    stop: str | None
     scores: list[dict[str, Any]]
 
 
@@ -195,11 +196,12 @@ CASES: dict[str, Case] = {
     "a seed": Case(QUIET | WILD, lambda said, _: said[0].content not in ("", ANSWER)),
     "a stop string across tokens": Case(
         QUIET | {"stop": ["pital of Fra", "nobody"]},
-        lambda said, _: said[0][0::3] == ("The ca", "stop"),
+        lambda said, _: said[0][0::3] == ("The ca", "stop") and said[0].stop == "pital of Fra",
     ),
     "a stop string at once": Case(QUIET | {"stop": "T"}, lambda said, _: said[0].content == ""),
     "a stop string that almost comes": Case(
-        QUIET | {"stop": "Paris.!"}, lambda said, _: said[0].content == ANSWER
+        QUIET | {"stop": "Paris.!"},
+        lambda said, _: said[0].content == ANSWER and said[0].stop is None,
     ),
     "an end by length": Case(
         QUIET | {"max_completion_tokens": 4},
@@ -283,6 +285,7 @@ def _whole(answer: Answer) -> list[Said]:
                 for call in choice["message"].get("tool_calls", ())
             ],
             choice["finish_reason"],
+            choice.get("stop_reason"),
             choice.get("logprobs", {}).get("content", []),
         )
         for choice in answer.body["choices"]
@@ -311,6 +314,7 @@ def _check_shape(chunks: list[dict[str, Any]], count: int) -> None:
         assert ending["delta"] == {}
         assert ending["finish_reason"]
         assert all(choice["finish_reason"] is None for choice in (opening, *rest))
+        assert not any("stop_reason" in choice for choice in (opening, *rest))
         assert not any("role" in choice["delta"] for choice in rest)
 
 
@@ -338,6 +342,7 @@ def _streamed(chunks: list[dict[str, Any]], count: int) -> list[Said]:
                 "".join(delta.get("reasoning_content", "") for delta in deltas),
                 calls,
                 own[-1]["finish_reason"],
+                own[-1].get("stop_reason"),
                 [score for one in own for score in one.get("logprobs", {}).get("content", [])],
             )
         )

@@ -254,9 +254,22 @@ def test_the_last_text_part_is_continued():
     assert part["text"] == "a "
 
 
-def test_a_template_that_hides_the_last_message_cannot_continue_it():
-    with pytest.raises(TemplateRenderFailed, match="does not show the last message"):
-        _render("{{ tools }}", CALLED[:1], tools=TOOLS, continue_final_message=True)
+@pytest.mark.parametrize("text", ["{{ tools }}", "{{ messages[0].content }}"])
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_a_template_that_hides_the_last_message_cannot_continue_it(
+    text: str, tools: list[dict[str, Any]] | None
+):
+    messages = [*USER, {"role": "assistant", "content": "So "}]
+    with pytest.raises(TemplateRenderFailed, match="does not show where") as caught:
+        _render(text, messages, tools=tools, continue_final_message=True)
+    assert caught.value.param == "continue_final_message"
+
+
+def test_a_thought_cannot_be_continued_where_even_chatml_has_to_do():
+    message = {"role": "assistant", "content": None, "reasoning_content": "Let me"}
+    with pytest.raises(TemplateRenderFailed, match="does not show where") as caught:
+        _render("{{ 1 + 'a' }}", [*USER, message], continue_final_message=True)
+    assert caught.value.param == "continue_final_message"
 
 
 def test_a_message_whose_reasoning_the_template_moves_is_continued_after_it():

@@ -50,7 +50,9 @@ class ChunkEncoder:
 
     def ending(self, ending: Ending) -> bytes:
         """The finish chunk."""
-        return self._event(ChoiceDelta(), ending.finish_reason)
+        return self._event(
+            ChoiceDelta(), ending.finish_reason, stop_reason=ending.stop or msgspec.UNSET
+        )
 
     def closing(self, usage: Usage | None) -> bytes:
         """After all choices: the usage chunk if asked for, and the end mark."""
@@ -84,8 +86,9 @@ class ChunkEncoder:
         delta: ChoiceDelta,
         finish_reason: FinishReason | None = None,
         logprobs: ChoiceLogprobs | msgspec.UnsetType = msgspec.UNSET,
+        stop_reason: str | msgspec.UnsetType = msgspec.UNSET,
     ) -> bytes:
-        choice = ChunkChoice(self._index, delta, finish_reason, logprobs)
+        choice = ChunkChoice(self._index, delta, finish_reason, logprobs, stop_reason)
         chunk = ChatCompletionChunk(self._id, self._created, self._model, [choice])
         return sse.encode(_encode(chunk))
 

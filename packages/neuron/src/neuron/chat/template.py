@@ -132,8 +132,9 @@ class ChatTemplate:
 
         A conversation that the template rejects is changed as little as makes it accept one. Where
         it fails all the same, ChatML is used with a warning; but with tools TemplateRenderFailed is
-        raised, so that no prompt is silently without them. Raises InvalidRequest on kwargs that
-        would replace the conversation, and where there is nothing to continue. Takes at most about
+        raised, so that no prompt is silently without them; and also where the template does not
+        show the end of the message to be continued. Raises InvalidRequest on kwargs that would
+        replace the conversation, and where there is nothing to continue. Takes at most about
         MAX_RENDER_S of the sandbox.
         """
         for name in _OWN_NAMES:
@@ -148,9 +149,10 @@ class ChatTemplate:
         origin = self.texts.origin
         try:
             prompt = self._render(text, messages, tools, context)
-            return _continued(prompt) if continue_final_message else prompt
         except Exception as error:  # untrusted code raises what it likes
             reason = _one_line(error)
+        else:
+            return _continued(prompt) if continue_final_message else prompt
         finally:
             self.last_s = time.perf_counter() - started
         if tools:
@@ -159,11 +161,11 @@ class ChatTemplate:
         told = f"the chat template ({origin}) failed, and ChatML was used instead: {reason}"
         try:
             prompt = self._render(CHATML, messages, None, context)
-            prompt = _continued(prompt) if continue_final_message else prompt
-            return replace(prompt, warnings=(told, *prompt.warnings))
         except Exception as error:
-            reason = _one_line(error)
-        raise TemplateRenderFailed(f"the messages cannot be rendered: {reason}")
+            problem = f"the messages cannot be rendered: {_one_line(error)}"
+            raise TemplateRenderFailed(problem) from None
+        prompt = replace(prompt, warnings=(told, *prompt.warnings))
+        return _continued(prompt) if continue_final_message else prompt
 
     def _render(
         self,
@@ -238,12 +240,15 @@ def _tagged(messages: list[dict[str, Any]], add_generation_prompt: bool) -> list
 
 
 def _continued(prompt: Prompt) -> Prompt:
-    """The prompt up to the tag. Raises ValueError if the template did not show where the message
-    ends; what is before may have been put elsewhere, as reasoning is."""
+    """The prompt up to the tag. Raises TemplateRenderFailed if the template did not show where the
+    message ends; what is before may have been put elsewhere, as reasoning is."""
     tag = _TAG.strip()
     place = prompt.text.rfind(tag)
     if place < 0:
-        raise ValueError("continue_final_message: the template does not show the last message")
+        at = "continue_final_message"
+        raise TemplateRenderFailed(
+            f"{at}: the chat template does not show where the last message ends", param=at
+        )
     text = prompt.text[:place]
     if not prompt.text.startswith(_TAG, place):
         text = text.rstrip()

@@ -113,7 +113,8 @@ def _choice(index: int, pieces: list[Piece], ending: Ending | None, request: Cha
     if request.logprobs:
         texts = (piece for piece in pieces if isinstance(piece, Text))
         logprobs = chat_logprobs(score for text in texts for score in text.scores)
-    return Choice(index, collect(pieces), ending.finish_reason, logprobs)
+    stop = ending.stop or msgspec.UNSET
+    return Choice(index, collect(pieces), ending.finish_reason, logprobs, stop)
 
 
 async def _read(exchange: Exchange, chat: ChatStream) -> list[tuple[int, list[Piece]]]:
