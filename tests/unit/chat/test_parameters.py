@@ -8,12 +8,12 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import pytest
-from openai.types.chat.completion_create_params import (
-    CompletionCreateParamsBase,
-    CompletionCreateParamsNonStreaming,
-)
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import completion_create_params as chat_params
 
+from cortex_core.envelopes import openai_completions as completions
 from cortex_core.envelopes.openai_chat import IGNORED_PARAMETERS, ChatRequest
+from cortex_core.envelopes.openai_completions import CompletionRequest
 from cortex_core.wire import ipc
 from tests.unit.chat.played import Exchanged, PlayedRegistry, Script, ask, info
 
@@ -129,11 +129,20 @@ def test_the_table_has_every_parameter():
     assert HONOURED.keys() | BY_REQUEST == set(ChatRequest.__struct_encode_fields__)
 
 
+def _known(params: Any) -> set[str]:
+    base, more = params.CompletionCreateParamsBase, params.CompletionCreateParamsNonStreaming
+    return set(base.__annotations__) | set(more.__annotations__)
+
+
 def test_every_parameter_of_the_official_sdk_has_its_place():
-    known = CompletionCreateParamsBase.__annotations__.keys()
-    known |= CompletionCreateParamsNonStreaming.__annotations__.keys()
+    known = _known(chat_params)
     assert known <= HONOURED.keys() | BY_REQUEST | REFUSED.keys() | IGNORED_PARAMETERS
     assert not HONOURED.keys() & REFUSED.keys()
+
+
+def test_every_parameter_of_a_completion_in_the_official_sdk_has_its_place():
+    honoured = set(CompletionRequest.__struct_encode_fields__)
+    assert _known(completion_params) <= honoured | completions.IGNORED_PARAMETERS
 
 
 @pytest.mark.parametrize("name", HONOURED)
