@@ -7,12 +7,15 @@ translation yet: when a body cannot even be read.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from cortex_core.errors import CortexError, UpstreamFailed, render_anthropic, render_responses
+from cortex_core.translate.anthropic_request import translate_messages
+from cortex_core.translate.responses_request import translate_responses
 from cortex_core.translate.translation import Translation
 from cortex_core.wire import sse
 from cortex_gateway.edge import error_body
@@ -105,12 +108,27 @@ class Counting:
         return _encode({"input_tokens": count})
 
 
+def _respond(body: bytes) -> Translation:
+    return translate_responses(body, created_at=time.time())
+
+
+def _count(body: bytes) -> Translation:
+    return Counting(translate_messages(body, is_count=True))
+
+
 DIALECTS: dict[str, Route] = {
     "/v1/chat/completions": Route("/v1/chat/completions", is_generating=True),
     "/v1/chat/render": Route("/v1/chat/render", has_query=True),
     "/v1/completions": Route("/v1/completions", is_generating=True),
     "/v1/embeddings": Route("/v1/embeddings"),
+    "/v1/messages": Route(
+        "/v1/chat/completions", ANTHROPIC, is_generating=True, translate=translate_messages
+    ),
+    "/v1/messages/count_tokens": Route("/v1/chat/render?tokens=false", ANTHROPIC, translate=_count),
     "/v1/rerank": Route("/v1/rerank"),
+    "/v1/responses": Route(
+        "/v1/chat/completions", RESPONSES, is_generating=True, translate=_respond
+    ),
     "/tokenize": Route("/tokenize"),
     "/detokenize": Route("/detokenize"),
 }
