@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 
 import pytest
 
@@ -242,3 +243,21 @@ async def test_a_full_queue_says_when_to_come_back(rig: Rig, status: int, code: 
     reply = await rig.chat(stream=True)
     assert (reply.status, reply.headers["retry-after"]) == (status, "7")
     assert json.loads(reply.body)["error"]["code"] == code
+
+
+async def test_requests_sent_in_one_go_are_answered_one_after_the_other(rig: Rig) -> None:
+    async def script(call: Call) -> None:
+        await call.answer(completion(call.json["user"]))
+
+    rig.a.script = script
+    reader, writer = await asyncio.open_connection(*rig.url.removeprefix("http://").split(":"))
+    for user in ("first", "second", "third"):
+        body = json.dumps({"model": "only/a", "user": user})
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+        writer.write(f"{head}\r\n\r\n{body}".encode())
+    for user in ("first", "second", "third"):
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        (length,) = re.findall(rb"content-length: (\d+)", head)
+        answer = json.loads(await reader.readexactly(int(length)))
+        assert answer["choices"][0]["message"]["content"] == user
+    writer.close()

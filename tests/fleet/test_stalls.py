@@ -100,3 +100,23 @@ async def test_a_client_that_takes_no_bytes_is_let_go(rig: Rig) -> None:
         await response.content.readexactly(10)
         await asyncio.wait_for(closed.wait(), 10)
     await rig.until_in_flight("a", 0)
+
+
+async def test_a_client_that_stops_within_its_request_is_told_so_and_let_go(rig: Rig) -> None:
+    reader, writer = await asyncio.open_connection(*rig.url.removeprefix("http://").split(":"))
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    answer = await asyncio.wait_for(reader.read(), 15)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408")
+    assert msgspec.json.decode(body)["error"]["code"] == "request_timeout"
+    writer.close()
+
+
+async def test_a_request_that_comes_slowly_is_still_taken(rig: Rig) -> None:
+    async def pieces():
+        for piece in (b'{"mo', b'del":', b'"on', b'ly/a"', b"}"):
+            yield piece
+            await asyncio.sleep(0.3)
+
+    reply = await rig.ask("POST", "/v1/chat/completions", None, data=pieces())
+    assert reply.status == 200
