@@ -35,7 +35,27 @@ def is_running(pid: int) -> bool:
         ("token_file = '/nonexistent'", "token_file: no such file: /nonexistent"),
         ("[models]\nlocal = ['/nonexistent']", "models.local[0]: no such folder: /nonexistent"),
         ("[[default_models]]\nid = '/nonexistent.gguf'", "default_models[0].id: no such file"),
-        ("[[default_models]]\nid = 'org/name'", "default_models[0].id: no such model: 'org/name'"),
+        ("[[default_models]]\nid = 'cortex/tinny'", "default_models[0].id: no such model: 'cort"),
+        (
+            "[[default_models]]\nid = 'org/name'\n[models]\nsources = []",
+            "default_models[0].id: no such model: 'org/name'; this node has no hub to ask",
+        ),
+        (
+            "[[default_models]]\nid = 'org/name'\nsource = 'mine'",
+            "default_models[0].source: there is no 'mine' in models.sources (hub)",
+        ),
+        (
+            "[[models.sources]]\nname = 'a'\nendpoint = 'a.example'",
+            "models.sources[0].endpoint: expected http(s)://host, got 'a.example'",
+        ),
+        (
+            "[[models.sources]]\nname = 'a'\ntoken_file = '/nonexistent'",
+            "models.sources[0].token_file: no such file: /nonexistent",
+        ),
+        (
+            "[[models.sources]]\nname = 'a'\n[[models.sources]]\nname = 'a'",
+            "models.sources[1].name: 'a' is given twice",
+        ),
         ("[[default_models]]\ndevice = 'cpu'", "default_models[0].id: required, but missing"),
         ("listen = ", "not valid TOML"),
     ],

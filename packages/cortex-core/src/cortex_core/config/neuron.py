@@ -101,10 +101,12 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DefaultModel(LoadOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model to load at start. None = the [engine] default, or the device with most room."""
+    """A model to load at start. None = the [engine] default, the device with most room, or the
+    first of `models.sources`."""
 
     id: str
     device: str | None = None
+    source: str | None = None
     sampling: SamplingDefaults | None = None
 
 
@@ -149,6 +151,12 @@ def load_neuron_config(
     for index, model in enumerate(config.default_models):
         _check_cache(source, f"default_models[{index}]", model, config.engine)
         _check_sampling(source, f"default_models[{index}]", model.sampling)
+        hubs = [hub.name for hub in config.models.sources]
+        if model.source is not None and model.source not in hubs:
+            problem = (
+                f"there is no {model.source!r} in models.sources ({', '.join(hubs) or 'none'})"
+            )
+            raise ConfigError(source, f"default_models[{index}].source", problem)
         if model.id in seen:
             raise ConfigError(source, f"default_models[{index}].id", f"{model.id!r} is given twice")
         seen.add(model.id)
