@@ -136,3 +136,20 @@ async def test_a_limit_below_nothing_is_refused_by_name(client: Client):
     refused = await client.post("/v1/chat/completions", body)
     assert refused.status == 400
     assert refused.error["param"] == "max_thinking_tokens"
+
+
+async def test_a_required_call_in_channels_is_one_of_the_tools(client: Client):
+    parameters = SCHEMA | {"properties": {"city": {"enum": ["Oslo"]}, "sure": {"const": True}}}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": parameters}}
+        for name in ("get_weather", "list_dir")
+    ]
+    body = ask("Do!", CHANNELS, tools=tools, tool_choice="required", max_thinking_tokens=3)
+    for choice in ("required", {"type": "function", "function": {"name": "list_dir"}}):
+        answer = await client.post("/v1/chat/completions", body | {"tool_choice": choice})
+        (made,) = answer.json["choices"]
+        (call,) = made["message"]["tool_calls"]
+        assert call["function"]["name"] in ("get_weather", "list_dir")
+        assert choice == "required" or call["function"]["name"] == "list_dir"
+        assert json.loads(call["function"]["arguments"]) == {"city": "Oslo", "sure": True}
+        assert (made["finish_reason"], made["message"]["content"]) == ("tool_calls", None)

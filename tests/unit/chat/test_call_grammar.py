@@ -19,6 +19,7 @@ BARE = '{{ tools }} {"name": function name, "parameters": dictionary}'
 BRACKETS = "{{ tools }} [TOOL_CALLS] name [ARGS]"
 LISTED = "{{ tools }} [TOOL_CALLS][ ... ]"
 KEYED = "{{ tools }} <tool_call><function=x><parameter=y></tool_call>"
+ADDRESSED = "{{ tools }} <|start|>assistant to=functions.x<|channel|>commentary<|message|>"
 NONE = "{{ messages }}"
 
 
@@ -114,6 +115,25 @@ def test_a_call_in_its_form_is_one_to_the_parser(template: str) -> None:
         assert given == arguments * count
 
 
+def test_an_addressed_call_in_its_form_is_one_to_the_parser() -> None:
+    made = calls(ADDRESSED, tools=TOOLS, tool_choice="required")
+    assert (made.is_addressed, made.is_required) == (True, True)
+    for name, form in zip(("add", "sub"), made.forms, strict=True):
+        parser = parser_for(ADDRESSED, TOOLS)
+        assert parser is not None
+        pieces, is_of_call = parser.mark(form.before)
+        assert is_of_call
+        pieces += parser.feed('{"a": 1}')
+        assert [p.name for p in pieces if isinstance(p, CallStarted)] == [name]
+
+
+@pytest.mark.parametrize("more", [{"parallel_tool_calls": False}, {"regex": "a"}])
+def test_messages_may_be_addressed_to_a_function_or_not(more: dict[str, Any]) -> None:
+    made = calls(ADDRESSED, tools=TOOLS, **more)
+    assert (made.is_addressed, made.is_required) == (True, False)
+    assert (made.content is not None) == ("regex" in more)
+
+
 @pytest.mark.parametrize(
     ("template", "more", "param"),
     [
@@ -141,6 +161,7 @@ def test_strict_has_no_effect_where_calls_cannot_be_told_from_text() -> None:
     assert is_strict_ignored(strict, KEYED)
     assert is_strict_ignored(strict, BARE)
     assert not is_strict_ignored(strict, HERMES)
+    assert not is_strict_ignored(strict, ADDRESSED)
     assert not is_strict_ignored(request(tools=[tool("f")]), KEYED)
 
 

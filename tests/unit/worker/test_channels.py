@@ -47,9 +47,11 @@ THOUGHT = "<|channel|>analysis<|message|>"
 FINAL = "<|start|>assistant<|channel|>final<|message|>"
 
 
-def follow(prompt: str, limit: int | None = None, *, is_constrained: bool = False) -> ChannelState:
+def follow(
+    prompt: str, limit: int | None = None, said: Sequence[str] | None = None
+) -> ChannelState:
     tokens = ids(prompt)
-    return CHANNELS.follow(tokens, (CALL, RETURN), limit=limit, is_constrained=is_constrained)
+    return CHANNELS.follow(tokens, (CALL, RETURN), limit=limit, said=said)
 
 
 def tagged(answer: str, prompt: str = ASKED) -> list[tuple[str, str]]:
@@ -194,7 +196,7 @@ def test_a_limit_of_none_at_all_closes_at_once(prompt: str) -> None:
 
 
 def test_a_constrained_answer_is_said_after_one_block_at_most() -> None:
-    state = follow(ASKED, is_constrained=True)
+    state = follow(ASKED, said=[])
     assert state.forced == CHANNEL
     state.channel(CHANNEL)
     assert (state.forced, state.expected) == (None, {IDS["analysis"], IDS["final"]})
@@ -206,7 +208,7 @@ def test_a_constrained_answer_is_said_after_one_block_at_most() -> None:
 
 
 def test_a_constrained_answer_may_be_said_at_once() -> None:
-    state = follow(ASKED, is_constrained=True)
+    state = follow(ASKED, said=[])
     state.channel(CHANNEL)
     state.channel(IDS["final"])
     assert state.forced == MESSAGE
@@ -216,12 +218,24 @@ def test_a_constrained_answer_may_be_said_at_once() -> None:
 
 @pytest.mark.parametrize("prompt", ["", " hm", ASKED + "<|channel|>final<|message|>"])
 def test_a_constraint_holds_at_once_where_the_prompt_leads_to_content(prompt: str) -> None:
-    state = follow(prompt, is_constrained=True)
+    state = follow(prompt, said=[])
     assert state.is_in_content
 
 
 def test_a_header_that_leads_elsewhere_is_ended_for_a_constraint_to_hold() -> None:
-    assert follow(ASKED + "<|channel|>commentary", is_constrained=True).forced == MESSAGE
+    assert follow(ASKED + "<|channel|>commentary", said=[]).forced == MESSAGE
+
+
+def test_of_several_messages_any_one_may_follow_a_thought() -> None:
+    header = "<|channel|>commentary to=functions.add<|message|>"
+    state = follow(ASKED, 1, [header, "<|channel|>final<|message|>"])
+    for token in ids(f"{THOUGHT} hm<|end|><|start|>assistant<|channel|>"):
+        assert token in (state.expected or {token})
+        state.channel(token)
+    assert state.expected == {IDS["commentary"], IDS["final"]}
+    for token in ids("commentary to=functions.add<|message|>"):
+        assert state.channel(token) == "marker"
+    assert (state.function, state.is_in_content) == ("add", True)
 
 
 # any order of tokens
@@ -253,11 +267,11 @@ def test_in_any_order_each_token_has_one_channel_and_frames_none_but_theirs(
     assert state.tokens == counted
 
 
-@given(answer=ANY, limit=LIMITS, is_constrained=st.booleans())
+@given(answer=ANY, limit=LIMITS, said=st.sampled_from([None, [], CALL_HEADERS]))
 def test_in_any_order_no_limit_is_passed(
-    answer: list[int], limit: int | None, is_constrained: bool
+    answer: list[int], limit: int | None, said: list[str] | None
 ) -> None:
-    state = follow(ASKED, limit, is_constrained=is_constrained)
+    state = follow(ASKED, limit, said)
     for wish in answer:
         expected = sorted(state.expected)
         token = expected[wish % len(expected)] if expected else wish

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from cortex_core.wire.ipc import Constraint, Grammar, Sampling
+from cortex_core.wire.ipc import CallForm, Calls, Constraint, Grammar, Sampling
 from neuron.worker.stream import Stream
 from tests.unit.worker.driven import Driven, Told, driven
 from tests.unit.worker.worker_process import ENDLESS, GREEDY, TINY, chat
@@ -218,6 +220,99 @@ def test_a_constrained_answer_may_be_said_without_a_thought(channels: Driven) ->
 def test_a_constraint_holds_in_a_message_that_the_prompt_began(channels: Driven) -> None:
     told = channels.constrained("regex", "[ab]{4}", ASKED + "<|channel|>final<|message|>")
     assert (len(told.text), markers(told), told.reason) == (4, [], "stop")
+
+
+# calls
+
+
+def addressed(*names: str, **more: Any) -> Calls:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    forms = tuple(
+        CallForm(
+            f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>",
+            json.dumps(schema | {"$comment": name}),
+            "",
+            f"tools[{index}]",
+        )
+        for index, name in enumerate(names)
+    )
+    return Calls(forms, "", "", "", is_addressed=True, **more)
+
+
+HEADER = re.compile(
+    r"(<\|start\|>assistant)?<\|channel\|>commentary to=functions\.(add|sub)"
+    r" <\|constrain\|>json<\|message\|>"
+)
+
+
+@pytest.mark.parametrize("limit", [None, 0, 4])
+@pytest.mark.parametrize("sampling", KINDS)
+def test_a_required_call_is_a_message_that_its_schema_fits(
+    channels: Driven, sampling: str, limit: int | None
+) -> None:
+    told = channels.answer(
+        ASKED,
+        KINDS[sampling],
+        constraint=addressed("add", "sub", is_required=True),
+        max_thinking_tokens=limit,
+        max_tokens=200 if limit is None else 120,
+    )
+    assert told.fault is None
+    if told.reason == "stop":
+        assert HEADER.fullmatch(markers(told)[-1])
+        assert json.loads(told.text)["a"] in (1, 2)
+    else:
+        assert (limit, told.text) == (None, "")
+
+
+@pytest.mark.parametrize("first", ["commentary", "final"])
+@pytest.mark.parametrize("content", [None, Grammar("regex", "[ab]{4}", "regex")])
+def test_an_answer_is_an_addressed_call_or_the_content_it_is_to_be(
+    channels: Driven, first: str, content: Grammar | None
+) -> None:
+    wish = Sampling(temperature=0.0, logit_bias={ids(channels, first)[0]: 20.0}, ignore_eos=True)
+    constraint = addressed("add", content=content)
+    told = channels.answer(ASKED, wish, constraint=constraint, max_tokens=80)
+    (header,) = markers(told)
+    assert told.fault is None
+    assert ("functions.add" in header) == (first == "commentary")
+    if first == "commentary":
+        assert json.loads(told.text)["a"] in (1, 2)
+    elif content is not None:
+        assert re.fullmatch("[ab]{4}", told.text)
+    else:
+        assert (told.reason, len(told.text) > 20) == ("length", True)
+
+
+@pytest.mark.parametrize(
+    ("engine", "prompt", "cause"),
+    [
+        ("tiny", ASKED, "no tokens"),
+        ("channels", ASKED + "<|channel|>final<|message|>", "leads to text"),
+    ],
+)
+def test_a_call_that_cannot_be_addressed_is_refused_and_says_why(
+    request: pytest.FixtureRequest, engine: str, prompt: str, cause: str
+) -> None:
+    driven: Driven = request.getfixturevalue(engine)
+    fault = driven.answer(prompt, constraint=addressed("add", is_required=True)).fault
+    assert fault is not None
+    assert (fault.code, fault.param) == ("invalid_request", "tools")
+    assert cause in fault.message
+
+
+def test_the_tool_whose_schema_is_wrong_is_named(channels: Driven) -> None:
+    (good,) = addressed("add").forms
+    wrong = CallForm(good.before.replace("add", "sub"), '{"type": "objekt"}', "", "tools[1]")
+    calls = Calls((good, wrong), "", "", "", is_required=True, is_addressed=True)
+    fault = channels.answer(ASKED, constraint=calls).fault
+    assert fault is not None
+    assert fault.param == "tools[1]"
 
 
 # markers that are none

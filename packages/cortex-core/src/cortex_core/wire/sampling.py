@@ -69,7 +69,8 @@ class Calls(_Constraint, frozen=True):
     """Whatever is between `opens` and `closes` is a call in one of these forms. `separator` stands
     between two calls. `is_required`: the content is calls and nothing else; else there may be text
     and no call. `is_single`: one call at most. `content`: without a call, the content is that; with
-    one, there is no text."""
+    one, there is no text. `is_addressed`: a call is a message by itself, which ends the answer, and
+    `before` its header, in place of that which says the content is final."""
 
     forms: tuple[CallForm, ...]
     opens: str
@@ -78,6 +79,7 @@ class Calls(_Constraint, frozen=True):
     is_required: bool = False
     is_single: bool = False
     content: Grammar | None = None
+    is_addressed: bool = False
 
 
 Constraint = Grammar | Calls

@@ -2,7 +2,8 @@
 is. Pure.
 
 Calls are written as the template taught the model to write them. The formats known here are those
-of JSON objects between marks (Hermes, `[TOOL_CALLS]`) or, where a call has to come, without any.
+of JSON objects between marks (Hermes, `[TOOL_CALLS]`), or in messages addressed to a function, or,
+where a call has to come, without any.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from cortex_core.envelopes.openai_chat import ChatRequest, ToolChoice
 from cortex_core.errors import UnsupportedParameter
 from cortex_core.wire.sampling import CallForm, Calls, Constraint
-from neuron.chat.tool_calls import json_form
+from neuron.chat.tool_calls import is_addressed, json_form
 
 __all__ = ["constraint_for", "is_strict_ignored"]
 
@@ -37,6 +38,9 @@ class _Writing:
 _HERMES = _Writing("<tool_call>", '\n{"name": "NAME", "arguments": ', "}", "\n</tool_call>", "\n")
 _BRACKETED = _Writing("[TOOL_CALLS]", "NAME[ARGS]", "", "", "")
 _BRACKETED_LIST = _Writing("[TOOL_CALLS]", '[{"name": "NAME", "arguments": ', "}]", "", "")
+_ADDRESSED = _Writing(
+    "", "<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>", "", "", ""
+)
 _BARE = _Writing("", '{"name": "NAME", "parameters": ', "}", "", "; ")
 
 
@@ -78,6 +82,7 @@ def constraint_for(request: ChatRequest, template: str) -> Constraint | None:
         is_required=is_required,
         is_single=is_single,
         content=None if is_required else content,
+        is_addressed=writing is _ADDRESSED,
     )
 
 
@@ -92,6 +97,8 @@ def is_strict_ignored(request: ChatRequest, template: str) -> bool:
 
 
 def _writing(template: str, *, is_required: bool) -> _Writing | None:
+    if is_addressed(template):
+        return _ADDRESSED
     form = json_form(template)
     if form is None:
         return None

@@ -18,7 +18,7 @@ from neuron.chat.calls.keyed_calls import KeyedCalls, KeyedFormat
 from neuron.chat.calls.machine import CallEvent
 from neuron.chat.calls.named_calls import BracketCalls, SectionCalls, SectionFormat
 
-__all__ = ["ToolCallParser", "json_form", "new_call_id", "parser_for", "reader_for"]
+__all__ = ["ToolCallParser", "is_addressed", "json_form", "new_call_id", "parser_for", "reader_for"]
 
 
 class ToolCallParser(Protocol):
@@ -83,7 +83,7 @@ def parser_for(
     `tools` are the offered ones: their schemas give untyped arguments a type, and where a format
     does not mark its calls, their names tell a call from other text.
     """
-    if "<|channel|>" in template and "<|message|>" in template:
+    if is_addressed(template):
         return AddressedCalls(new_id)
     for section in _SECTIONS:
         if section.call in template:
@@ -113,6 +113,11 @@ def reader_for(
     if form is None or not form.hidden:
         return None
     return JsonCalls(JsonFormat(opens=(), hidden=form.hidden), (), new_id)
+
+
+def is_addressed(template: str) -> bool:
+    """Whether `parser_for` takes messages that are addressed to a function for calls."""
+    return "<|channel|>" in template and "<|message|>" in template
 
 
 def json_form(template: str) -> JsonFormat | None:

@@ -7,25 +7,28 @@ between them. A vocabulary that has these tokens writes such messages, whatever 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cortex_core.wire.ipc import Channel
 from neuron.worker.reasoning import Marks, ReasoningState, Tokenize, find_pair
 
-__all__ = ["ChannelState", "Channels", "find_marks"]
+__all__ = ["FINAL", "ChannelState", "Channels", "find_marks", "recipient"]
 
 _THINKING = "analysis"
-_FUNCTION = b"to=functions."
+_FUNCTION = re.compile(r"\bto=functions\.([^\s<]+)")
 _RECIPIENT = b" to="
 _FRAMES = ("start", "channel", "constrain", "message", "end", "call", "return")
-_BEGIN = "<|start|>assistant<|channel|>"
+_BEGIN = "<|start|>assistant"
+FINAL = "<|channel|>final<|message|>"
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
     """`start` begins a message's header and `message` ends it; `closers` end a message. `frames`
-    are all of these tokens. `thought` and `final` are the whole headers of two messages."""
+    are all of these tokens. `thought` and `final` are the whole headers of two messages;
+    `tokenize` makes those of others."""
 
     start: int
     channel: int
@@ -36,6 +39,7 @@ class Channels:
     thought: tuple[int, ...]
     final: tuple[int, ...]
     piece: Callable[[int], bytes]
+    tokenize: Tokenize
 
     text = (f"<|channel|>{_THINKING}<|message|>", "<|end|>")
 
@@ -53,11 +57,14 @@ class Channels:
         turn_ends: Iterable[int],
         *,
         limit: int | None = None,
-        is_constrained: bool = False,
+        said: Sequence[str] | None = None,
     ) -> ChannelState:
         places = (at for at in reversed(range(len(prompt))) if prompt[at] == self.start)
         begun = prompt[next(places, len(prompt)) :]
-        return ChannelState(self, begun, limit=limit, is_constrained=is_constrained)
+        headers = None
+        if said is not None:
+            headers = [_ids(self.tokenize, _BEGIN + header) for header in said] or [self.final]
+        return ChannelState(self, begun, limit=limit, headers=headers)
 
     def opening(self, prompt: Sequence[int], turn_ends: Iterable[int]) -> None:
         """A header opens a block, and the state knows which may come."""
@@ -66,7 +73,7 @@ class Channels:
 class ChannelState(ReasoningState):
     """What no header or end of one said is content: so is all of an answer that begins without."""
 
-    __slots__ = ("_addressee", "_channels", "_is_constrained", "_is_undecided", "_name")
+    __slots__ = ("_addressee", "_channels", "_headers", "_is_undecided", "_name")
 
     def __init__(
         self,
@@ -74,27 +81,37 @@ class ChannelState(ReasoningState):
         begun: Sequence[int] = (),
         *,
         limit: int | None = None,
-        is_constrained: bool = False,
+        headers: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
-        """`begun`: the prompt's tokens from the last message's start on."""
-        super().__init__((channels.end, *channels.final), limit)
+        """`begun`: the prompt's tokens from the last message's start on. `headers`: of the messages
+        of which one has to come, after at most one block."""
+        closings = [(channels.end, *header) for header in headers or [channels.final]]
+        super().__init__(closings, limit)
         self._channels = channels
         self._addressee = b""  # of the header: who speaks, and to whom
         self._name: bytes | None = None  # of its channel, and what follows
-        self._is_constrained = False
+        self._headers: Sequence[tuple[int, ...]] | None = None
         self._is_undecided = False
         for token in begun:
             self._tell(token)
         self._is_undecided = self.is_in_header and self._name is None
-        self._is_constrained = is_constrained
-        if is_constrained and self.is_in_header:
-            self._ways = self._headers(tuple(begun))
+        self._headers = headers
+        if headers is not None and self.is_in_header:
+            self._ways = self._after(tuple(begun), headers)
         if self.is_inside:
             self._bound()
 
-    def _headers(self, begun: tuple[int, ...]) -> list[tuple[int, ...]]:
+    @property
+    def function(self) -> str:
+        """Whom the message is addressed to; "" for no function."""
+        header = self._addressee + b" " + (self._name or b"")
+        return recipient(header.decode("utf-8", "replace"))
+
+    def _after(
+        self, begun: tuple[int, ...], headers: Sequence[tuple[int, ...]]
+    ) -> list[tuple[int, ...]]:
         """How a header may go on."""
-        known = (self._channels.thought, self._channels.final)
+        known = (self._channels.thought, *headers)
         size = len(begun)
         ways = [header[size:] for header in known if header[:size] == begun and len(header) > size]
         return ways or [(self._channels.message,)]
@@ -111,8 +128,8 @@ class ChannelState(ReasoningState):
                 self._begin()
             self._name = b""
         elif token in channels.closers:
-            if self.is_inside and self._is_constrained and not self._ways:
-                self._ways = [channels.final]
+            if self.is_inside and self._headers is not None and not self._ways:
+                self._ways = [*self._headers]
             self.is_inside = self.is_in_header = False
         elif self.is_in_header:
             if token == channels.message:
@@ -142,8 +159,13 @@ class ChannelState(ReasoningState):
 
     def _is_thought(self) -> bool:
         name = (self._name or b"").split()
-        is_call = _FUNCTION in self._addressee or any(_FUNCTION in part for part in name)
-        return name[:1] == [_THINKING.encode()] and not is_call
+        return name[:1] == [_THINKING.encode()] and not self.function
+
+
+def recipient(header: str) -> str:
+    """The function that a header addresses; "" if it is none."""
+    met = _FUNCTION.search(header)
+    return met[1] if met else ""
 
 
 def find_marks(tokenize: Tokenize, piece: Callable[[int], bytes]) -> Marks | None:
@@ -160,9 +182,10 @@ def find_marks(tokenize: Tokenize, piece: Callable[[int], bytes]) -> Marks | Non
         end=frames["end"],
         closers=frozenset((frames["end"], frames["call"], frames["return"])),
         frames=frozenset(frames.values()),
-        thought=_ids(tokenize, f"{_BEGIN}{_THINKING}<|message|>"),
-        final=_ids(tokenize, f"{_BEGIN}final<|message|>"),
+        thought=_ids(tokenize, _BEGIN + Channels.text[0]),
+        final=_ids(tokenize, _BEGIN + FINAL),
         piece=piece,
+        tokenize=tokenize,
     )
 
 

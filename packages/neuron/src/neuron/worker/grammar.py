@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import CallForm, Calls, Constraint, Grammar
 from neuron.worker import llama
+from neuron.worker.channels import ChannelState, recipient
 from neuron.worker.gbnf import FirstBytes, GbnfGuide, keep
 from neuron.worker.reasoning import ReasoningState
 
@@ -104,6 +105,51 @@ class ContentGuide:
         self._guide.free()
 
 
+class AddressedGuide:
+    """Each message is held to what its recipient wants, and ends the answer."""
+
+    def __init__(
+        self,
+        guides: Mapping[str, Guide],
+        content: Guide | None,
+        reasoning: ChannelState,
+        *,
+        barred: Iterable[int],
+    ) -> None:
+        """`guides`: by the function's name. `content`: of a message to nobody; None: it is free.
+        `barred`: what may not come in one that is."""
+        self._guides = guides
+        self._content = content
+        self._reasoning = reasoning
+        self._barred = np.array(sorted(barred), np.int32)
+
+    @property
+    def _guide(self) -> Guide | None:
+        return self._guides.get(self._reasoning.function, self._content)
+
+    @property
+    def is_complete(self) -> bool:
+        guide = self._guide
+        return guide is not None and guide.is_complete
+
+    def restrict(self, logits: Floats, wanted: int) -> None:
+        guide = self._guide
+        if guide is None:
+            logits[self._barred] = -np.inf
+        else:
+            guide.restrict(logits, wanted)
+
+    def accept(self, token: int) -> None:
+        guide = self._guide
+        if guide is not None:
+            guide.accept(token)
+
+    def free(self) -> None:
+        for guide in [*self._guides.values(), self._content]:
+            if guide is not None:
+                guide.free()
+
+
 class Grammars:
     """Compiles the constraints of one model's requests; on one thread. `markers`: tokens around
     reasoning."""
@@ -131,6 +177,18 @@ class Grammars:
         else:
             grammar = _of_schema(text, param)
         return MatcherGuide(tokenizer, grammar, param)
+
+    def addressed(
+        self, calls: Calls, reasoning: ChannelState, *, barred: Iterable[int]
+    ) -> AddressedGuide:
+        """Of calls that are messages. Raises as `compile`."""
+        tokenizer = self._tokens()
+        guides: dict[str, Guide] = {}
+        for form in calls.forms:
+            schema = _of_schema(form.schema, form.param)
+            guides[recipient(form.before)] = MatcherGuide(tokenizer, schema, form.param)
+        content = None if calls.content is None else self.compile(calls.content)
+        return AddressedGuide(guides, content, reasoning, barred=barred)
 
     def _matcher(self, tokenizer: LLTokenizer, calls: Calls) -> Guide:
         for form in calls.forms:  # by itself, for the error to tell whose schema it is

@@ -18,7 +18,8 @@ from cortex_core.errors import (
     InternalError,
     InvalidRequest,
 )
-from cortex_core.wire.ipc import Generate
+from cortex_core.wire.ipc import Calls, Constraint, Generate
+from neuron.worker.channels import FINAL, ChannelState
 from neuron.worker.grammar import ContentGuide, Grammars, Guide
 from neuron.worker.llama import Int32s
 from neuron.worker.load import LoadedModel
@@ -86,7 +87,7 @@ class Intake:
                 prompt.tolist(),
                 ends,
                 limit=command.max_thinking_tokens,
-                is_constrained=command.constraint is not None,
+                said=_headers(command.constraint),
             )
         return Stream(
             command,
@@ -136,9 +137,34 @@ class Intake:
     ) -> Guide | None:
         if command.constraint is None:
             return None
-        guide = self._grammars.compile(command.constraint)
         marks, ends = self._loaded.marks, self._vocabulary.end_ids
+        if isinstance(command.constraint, Calls) and command.constraint.is_addressed:
+            return self._addressed(command.constraint, reasoning)
+        guide = self._grammars.compile(command.constraint)
         if reasoning is None or marks is None:
             return guide
         opening = marks.opening(prompt.tolist(), ends)
         return ContentGuide(guide, reasoning, barred=marks.strays | ends, opening=opening)
+
+    def _addressed(self, calls: Calls, reasoning: ReasoningState | None) -> Guide:
+        marks, ends = self._loaded.marks, self._vocabulary.end_ids
+        if marks is None or not isinstance(reasoning, ChannelState):
+            raise _not_addressed("the model has no tokens for it")
+        if calls.is_required and reasoning.is_in_content:
+            raise _not_addressed("the prompt leads to text")
+        guide = self._grammars.addressed(calls, reasoning, barred=marks.ids - ends)
+        return ContentGuide(guide, reasoning, barred=marks.strays | ends, opening=None)
+
+
+def _not_addressed(cause: str) -> InvalidRequest:
+    message = f"tools: no message can be addressed to a function: {cause}"
+    return InvalidRequest(message, param="tools")
+
+
+def _headers(constraint: Constraint | None) -> list[str] | None:
+    """Of the messages that may be said."""
+    if constraint is None:
+        return None
+    if not isinstance(constraint, Calls) or not constraint.is_addressed:
+        return []
+    return [form.before for form in constraint.forms] + [FINAL] * (not constraint.is_required)

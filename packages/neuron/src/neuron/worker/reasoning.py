@@ -33,14 +33,14 @@ class ReasoningState(ABC):
     the next is still part of the marker that has begun. `tokens` counts those inside, markers
     apart; where there are `limit` of them the block is closed."""
 
-    __slots__ = ("_closing", "_limit", "_ways", "is_in_header", "is_inside", "tokens")
+    __slots__ = ("_closings", "_limit", "_ways", "is_in_header", "is_inside", "tokens")
 
-    def __init__(self, closing: tuple[int, ...], limit: int | None) -> None:
-        """`closing`: the tokens that end a block and lead to the content."""
+    def __init__(self, closings: Sequence[tuple[int, ...]], limit: int | None) -> None:
+        """`closings`: tokens that end a block and lead to the content, in one way or another."""
         self.is_inside = False
         self.is_in_header = False
         self.tokens = 0
-        self._closing = closing
+        self._closings = closings
         self._limit = math.inf if limit is None else limit
         self._ways: list[tuple[int, ...]] = []
 
@@ -75,7 +75,7 @@ class ReasoningState(ABC):
 
     def _bound(self) -> None:
         if self.tokens >= self._limit and not self._ways:
-            self._ways = [self._closing]
+            self._ways = [*self._closings]
 
     @abstractmethod
     def _tell(self, token: int) -> Channel: ...
@@ -98,10 +98,11 @@ class Marks(Protocol):
         turn_ends: Iterable[int],
         *,
         limit: int | None = None,
-        is_constrained: bool = False,
+        said: Sequence[str] | None = None,
     ) -> ReasoningState:
-        """The state in which the answer to `prompt` begins. `is_constrained`: after at most one
-        block comes content that somebody constrains, and nothing else."""
+        """The state in which the answer to `prompt` begins. `said`, where somebody constrains what
+        is: after at most one block comes a message with one of these headers, if messages have any;
+        empty: the usual one."""
         ...
 
     def opening(self, prompt: Sequence[int], turn_ends: Iterable[int]) -> int | None:
@@ -131,7 +132,7 @@ class Markers:
         turn_ends: Iterable[int],
         *,
         limit: int | None = None,
-        is_constrained: bool = False,
+        said: Sequence[str] | None = None,
     ) -> PairState:
         return PairState(self, is_inside=self._last(prompt, turn_ends) == self.open, limit=limit)
 
@@ -154,7 +155,7 @@ class PairState(ReasoningState):
     __slots__ = ("_close", "_open")
 
     def __init__(self, markers: Markers, *, is_inside: bool, limit: int | None = None) -> None:
-        super().__init__((markers.close,), limit)
+        super().__init__([(markers.close,)], limit)
         self._open, self._close = markers.open, markers.close
         self.is_inside = is_inside
         if is_inside:
