@@ -81,6 +81,13 @@ class Rig:
     async def until_in_flight(self, node: str, count: int) -> None:
         await eventually(lambda: self._is(node, lambda n: n["in_flight"] == count))
 
+    async def until_waiting(self, model: str, count: int) -> None:
+        async def is_so() -> bool:
+            async with self.client.get(self.url + "/admin/fleet") as response:
+                return (await response.json())["waiting"].get(model, 0) == count
+
+        await eventually(is_so)
+
     async def _is(self, node: str, claim: Callable[[dict[str, Any]], bool]) -> bool:
         return claim((await self.fleet())[node])
 

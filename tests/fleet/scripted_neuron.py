@@ -117,6 +117,7 @@ class ScriptedNeuron:
         self.state = msgspec.structs.replace(self.state, devices=[self._device()])
         self.first_state = self.state
         self.is_beating = True
+        self._resets = 0
         self.token: str | None = None
         self.token_file: str | None = None  # as the gateway's configuration should name it
         self.script: Script = answer_hello
@@ -157,7 +158,8 @@ class ScriptedNeuron:
         self.watchers.clear()
 
     async def reset(self) -> None:
-        """As at first: there, obedient, with its first models, at a new version."""
+        """As at first: there, obedient, with its first models; restarted, so that nobody holds
+        anything against it."""
         self.script = answer_hello
         self.is_beating = True
         self.calls.clear()
@@ -165,7 +167,9 @@ class ScriptedNeuron:
         self.shelf.reset()
         if self._server is None:
             await self.appear()
-        await self.show(models=self.first_state.models, draining=False)
+        self._resets += 1
+        boot = f"{self.name}-reset-{self._resets}"
+        await self.show(boot=boot, models=self.first_state.models, draining=False)
 
     async def show(self, **changes: Any) -> None:
         """Change the state and send it to whoever follows. `version` counts up by itself."""

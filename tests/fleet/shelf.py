@@ -106,9 +106,11 @@ class Shelf:
         return {"model": model, "total_bytes": size, "devices": [], "device": device}
 
     def _size(self, model: str) -> int:
-        if model not in self.sizes:
+        held = {state.id: state.memory_bytes for state in self._neuron.state.models}
+        sizes = held | self.sizes
+        if model not in sizes:
             raise ModelNotFound(f"{self._neuron.name} has no {model!r}", param="model")
-        return self.sizes[model]
+        return sizes[model]
 
     async def _load(self, order: dict[str, Any]) -> Operation:
         neuron, model = self._neuron, order["model"]

@@ -219,6 +219,7 @@ async def test_a_long_answer_that_breaks_off_looks_broken(rig: Rig) -> None:
 
 async def test_in_flight_is_zero_after_every_kind_of_failure(rig: Rig) -> None:
     for failure in FAILURES:
+        await rig.reset()  # or nobody would ask nodes that have failed so often
         rig.a.script = rig.b.script = failure
         await asyncio.gather(*(rig.chat(stream=bool(n % 2)) for n in range(4)))
     fleet = await rig.fleet()

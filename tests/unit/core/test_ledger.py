@@ -226,3 +226,11 @@ def test_what_is_seen_now_is_not_replaced_by_what_is_restored(ledger: Ledger):
     ledger.observed("a", state(model(size=GIB)))
     ledger.restore([LedgerRow("m", "a", "cuda:0", "", 9 * GIB, 1.0)])
     assert ledger.need("m", "a", "cuda:0") == Need(GIB, "measured")
+
+
+def test_a_model_that_is_there_is_not_said_to_be_missing_any_more(ledger: Ledger):
+    ledger.observed("a", state())
+    ledger.estimated("m", "a", {}, Fault("model_not_found", "no such file"))
+    assert ledger.fault("m", "a") is not None
+    ledger.observed("a", state(model()))
+    assert ledger.fault("m", "a") is None

@@ -1,5 +1,7 @@
 """The cortex gateway: one OpenAI-compatible URL over a fleet of neurons."""
 
+from collections.abc import Callable
+
 from cortex_core.config.gateway import GatewayConfig
 
 __all__ = ["__version__", "serve"]
@@ -7,8 +9,9 @@ __all__ = ["__version__", "serve"]
 __version__ = "0.1.0"
 
 
-def serve(config: GatewayConfig) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code. See `cortex_gateway.serving`."""
+def serve(config: GatewayConfig, read: Callable[[], GatewayConfig] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. `read` reads the configuration again,
+    for a reload. See `cortex_gateway.serving`."""
     from cortex_gateway.serving import serve as run  # late: the server's imports take a while
 
-    return run(config)
+    return run(config, read)

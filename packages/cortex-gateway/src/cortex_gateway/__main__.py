@@ -14,12 +14,13 @@ from cortex_gateway import serve
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cortex_gateway", description=__doc__)
     parser.add_argument("--config", type=Path, metavar="FILE", help="cortex.toml")
+    path = parser.parse_args().config
     try:
-        config = load_gateway_config(parser.parse_args().config)
+        config = load_gateway_config(path)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return serve(config)
+    return serve(config, lambda: load_gateway_config(path))
 
 
 if __name__ == "__main__":

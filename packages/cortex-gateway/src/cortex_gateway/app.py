@@ -1,4 +1,4 @@
-"""Puts the gateway together: one `Gateway`, and the two ASGI apps that it answers through."""
+"""Puts the gateway together: one `Gateway`, and the ASGI apps that it answers through."""
 
 from __future__ import annotations
 
@@ -6,69 +6,153 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from cortex_core.config.gateway import GatewayConfig
+from cortex_core.config.loader import ConfigError
+from cortex_core.config.models import ModelsConfig, load_models
+from cortex_core.errors import InvalidConfiguration
+from cortex_core.fleet.catalogue import Catalogue
+from cortex_core.fleet.conductor import Conductor, Policy
+from cortex_core.fleet.events import OrderEnded
 from cortex_gateway.admission import Admission
+from cortex_gateway.cors import Cors
 from cortex_gateway.edge import Edge, Send
+from cortex_gateway.errands import Errands
 from cortex_gateway.fleet import Fleet
+from cortex_gateway.guard import Guard
+from cortex_gateway.keeping import Keeping
 from cortex_gateway.ledger import Ledger
 from cortex_gateway.metrics import Metrics
+from cortex_gateway.orders import Order
 from cortex_gateway.proxy import PATHS, Proxy
+from cortex_gateway.reload import changes
 from cortex_gateway.requestlog import RequestLog
-from cortex_gateway.routes import ROUTES
+from cortex_gateway.routes import ADMIN_ROUTES, METRICS_ROUTES, ROUTES
 from cortex_gateway.routes.answers import EXCEPTION_HANDLERS
-from cortex_gateway.routes.health import METRICS_ROUTES
-from cortex_gateway.upstream import Upstream
+from cortex_gateway.statefile import StateFile
+from cortex_gateway.upstream import Neuron, Upstream
 from cortex_gateway.vigil import Receive
 from cortex_gateway.watcher import Watcher
 
 __all__ = ["Gateway"]
 
+_log = logging.getLogger("cortex.gateway")
+
 
 class Gateway:
     """Everything that lives as long as the gateway serves; an async context manager.
 
-    Owns the watchers and the upstream session. `app` is the public ASGI app, `metrics_app` the
-    one for the metrics listener.
+    Owns the watchers and everything that waits for the network or the disk. `app` is the public
+    ASGI app, `metrics_app` and `admin_app` those of the listeners of these names. `read` reads the
+    configuration again. Raises ConfigError.
     """
 
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(
+        self, config: GatewayConfig, read: Callable[[], GatewayConfig] | None = None
+    ) -> None:
         self.config = config
+        self._read = read
+        self._models = _models_of(config)
         settings = config.gateway
+        folder = settings.state_dir
+        file = None if folder is None else StateFile(Path(folder))
+        self.guard = Guard(settings.admin_token_file)
         self.upstream = Upstream(config.neurons, settings.connect_timeout_s)
-        self.fleet = Fleet(entry.name for entry in config.neurons)
-        self.admission = Admission()
+        names = [entry.name for entry in config.neurons]
+        conductor = Conductor(Catalogue.of(self._models), Policy.of(config), names)
         self.metrics = Metrics()
+        self.fleet = Fleet(conductor, self.upstream, settings.load_stall_s, self._order_ended)
+        self.errands = Errands(self.fleet)
+        self.keeping = Keeping(self.fleet, file)
+        self.admission = Admission()
         level = logging.getLevelNamesMapping()[settings.log_level.upper()]
         self._log = RequestLog(sys.stderr, level)
-        ledger = Ledger(self.fleet.known, self.metrics, self._log)
-        self._proxy = Proxy(settings, self.fleet, self.upstream, self.admission, ledger.record)
-        self._rest = Edge(self._starlette(ROUTES))
+        self.ledger = Ledger(self.fleet.known, self.metrics, self._log)
+        self._proxy = Proxy(settings, self.fleet, self.upstream, self.admission, self.ledger.record)
+        origins = settings.cors_origins
+        self.app = Cors(self._answer, origins) if origins else self._answer
+        own_admin = settings.admin_listen is not None
+        self._rest = Edge(self._starlette(ROUTES if own_admin else [*ROUTES, *ADMIN_ROUTES]))
+        self._admin_rest = Edge(self._starlette(ADMIN_ROUTES))
         self._metrics_rest = Edge(self._starlette(METRICS_ROUTES))
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watchers: dict[Neuron, asyncio.Task[None]] = {}
+        self._reloading = asyncio.Lock()
+        self._exits = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Gateway:
-        await self.upstream.__aenter__()
-        for neuron in self.upstream.neurons.values():
-            watcher = Watcher(neuron, self.fleet)
-            self._tasks.append(asyncio.create_task(watcher.run(), name=f"watch {neuron.name}"))
+        async with contextlib.AsyncExitStack() as exits:
+            exits.callback(self._log.flush)
+            await exits.enter_async_context(self.upstream)
+            await exits.enter_async_context(self.fleet)
+            await exits.enter_async_context(self.keeping)
+            exits.push_async_callback(self._watch, ())
+            await self._watch(self.upstream.neurons.values())
+            self._exits = exits.pop_all()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        await self.upstream.__aexit__(*exc)
-        self._log.flush()
+        await self._exits.aclose()
 
-    async def app(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def reload(self) -> list[str]:
+        """Read the configuration again and change what is different in it, as dotted keys. Raises
+        InvalidConfiguration, and then everything is as before."""
+        async with self._reloading:
+            try:
+                if self._read is None:
+                    raise InvalidConfiguration("this gateway was not started from a file")
+                config, models = await asyncio.to_thread(_read_both, self._read)
+                changed = changes(self.config, config, self._models, models)
+                neurons = self.upstream.prepared(config.neurons)
+            except (ConfigError, InvalidConfiguration) as error:
+                _log.error('"not reloaded" cause="%s"', error)
+                raise InvalidConfiguration(f"nothing has changed: {error}") from None
+            await self._configure(config, models, neurons)
+            _log.info('"reloaded" changed="%s"', ", ".join(changed))
+            return changed
+
+    async def _configure(
+        self, config: GatewayConfig, models: ModelsConfig, neurons: dict[str, Neuron]
+    ) -> None:
+        self.config, self._models = config, models
+        self._proxy.settings = config.gateway
+        self.fleet.orders.stall_s = config.gateway.load_stall_s
+        replaced = [
+            name
+            for name, neuron in self.upstream.neurons.items()
+            if neurons.get(name, neuron) is not neuron
+        ]
+        self.upstream.neurons = neurons
+        await self._watch(neurons.values())
+        for name in replaced:
+            self.fleet.lost(name, "it is configured otherwise now")
+        self.fleet.configured(Catalogue.of(models), Policy.of(config), neurons)
+
+    async def _watch(self, neurons: Collection[Neuron]) -> None:
+        """Follow these neurons, and no others."""
+        gone = [task for neuron, task in self._watchers.items() if neuron not in neurons]
+        self._watchers = {n: task for n, task in self._watchers.items() if n in neurons}
+        for task in gone:
+            task.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        for neuron in neurons:
+            if neuron not in self._watchers:
+                task = asyncio.create_task(
+                    Watcher(neuron, self.fleet).run(), name=f"watch {neuron.name}"
+                )
+                self._watchers[neuron] = task
+
+    def _order_ended(self, order: Order, end: OrderEnded) -> None:
+        self.ledger.record_order(order, end)
+
+    # answering
+
+    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             if scope["path"] in PATHS:
                 await self._proxy(scope, receive, send)
@@ -80,16 +164,25 @@ class Gateway:
     async def metrics_app(
         self, scope: MutableMapping[str, Any], receive: Receive, send: Send
     ) -> None:
-        if scope["type"] == "http":
-            await self._metrics_rest(scope, receive, send)
-        else:
-            await _answer_protocol(scope, receive, send)
+        await _answer(self._metrics_rest, scope, receive, send)
+
+    async def admin_app(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send
+    ) -> None:
+        await _answer(self._admin_rest, scope, receive, send)
 
     def _starlette(self, routes: Sequence[BaseRoute]) -> Starlette:
         app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
         app.router.redirect_slashes = False
         app.state.gateway = self
         return app
+
+
+async def _answer(app: Edge, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await app(scope, receive, send)
+    else:
+        await _answer_protocol(scope, receive, send)
 
 
 async def _answer_protocol(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -102,3 +195,15 @@ async def _answer_protocol(scope: MutableMapping[str, Any], receive: Receive, se
         await send({"type": f"{event}.complete"})
         if event == "lifespan.shutdown":
             return
+
+
+def _models_of(config: GatewayConfig) -> ModelsConfig:
+    path = config.gateway.models
+    if path is None:
+        return ModelsConfig()
+    return load_models(Path(path), [entry.name for entry in config.neurons])
+
+
+def _read_both(read: Callable[[], GatewayConfig]) -> tuple[GatewayConfig, ModelsConfig]:
+    config = read()
+    return config, _models_of(config)

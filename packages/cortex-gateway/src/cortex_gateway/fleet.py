@@ -1,73 +1,162 @@
-"""The gateway's fleet: the topology, and what this gateway has in flight on each node.
+"""The gateway's fleet: the shell around the conductor, which decides everything.
 
-Holds state and answers questions; the decisions are `cortex_core.fleet.topology`'s.
+Takes stimuli in (what nodes say, what requests and operators want, that time has passed), has the
+orders that come of them carried out, and wakes whoever waits for an answer. Holds no policy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
-from collections.abc import Iterable
-from types import TracebackType
-from typing import overload
+import math
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol
 
-from cortex_core.errors import CortexError, ModelNotFound, NodeUnavailable
+from cortex_core.errors import Fault
+from cortex_core.fleet.catalogue import Catalogue
+from cortex_core.fleet.conductor import Conductor, Policy
 from cortex_core.fleet.discovery import NodeState
-from cortex_core.fleet.events import Interest
+from cortex_core.fleet.events import (
+    Done,
+    Instruction,
+    Interest,
+    Load,
+    NodeLost,
+    NodeObserved,
+    OrderEnded,
+    Refuse,
+    RequestEnded,
+    Send,
+    Stimulus,
+    Tick,
+    Unload,
+    WakeAt,
+)
 from cortex_core.fleet.topology import Replica, Topology
 from cortex_gateway.metrics import FleetFacts, NodeFacts
+from cortex_gateway.orders import Order, Orders
+from cortex_gateway.seat import Seat
+from cortex_gateway.upstream import Upstream
 
-__all__ = ["FIRST_CONTACT_S", "NOBODY", "Fleet", "Seat"]
+__all__ = ["FIRST_CONTACT_S", "Applicant", "Fleet", "Seat"]
 
 # A client that arrives while the gateway is starting waits this long, at most, for every node to
-# have reported or failed once; without it the first requests after a restart would be refused.
+# have reported or failed once; without it the first requests after a restart would be refused, or
+# would load a model a second time beside the node that has it.
 FIRST_CONTACT_S = 2.0
-
-NOBODY: frozenset[str] = frozenset()
 
 _log = logging.getLogger("cortex.fleet")
 
 
-class Fleet:
-    """The nodes are fixed for the gateway's life; what they hold changes with every stimulus."""
+class Applicant(Protocol):
+    """Whoever waits for the conductor's answer."""
 
-    def __init__(self, nodes: Iterable[str]) -> None:
-        self.topology = Topology(nodes)
-        self.in_flight = dict.fromkeys(self.topology.names, 0)
+    def sent(self, replica: Replica, load_s: float | None) -> None: ...
+    def refused(self, fault: Fault) -> None: ...
+    def done(self) -> None: ...
+
+
+class Fleet:
+    """An async context manager: leaving it ends the orders and the timer.
+
+    told_order: hears how each order has ended.
+    """
+
+    def __init__(
+        self,
+        conductor: Conductor,
+        upstream: Upstream,
+        load_stall_s: float,
+        told_order: Callable[[Order, OrderEnded], None],
+    ) -> None:
+        self.conductor = conductor
+        self.orders = Orders(upstream, self._devices_of, self._told, load_stall_s)
+        self._told_order = told_order
+        self._applicants: dict[str, Applicant] = {}
+        self._alarms: list[float] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._held: frozenset[str] = frozenset()
         self._unheard = set(self.topology.names)
         self._contacted = asyncio.Event()
         self._heard(None)
+
+    async def __aenter__(self) -> Fleet:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.orders.close()
+
+    @property
+    def topology(self) -> Topology:
+        return self.conductor.topology
 
     # stimuli
 
     def observed(self, node: str, state: NodeState) -> None:
         was_reachable = self.topology.is_reachable(node)
         known = self.topology.state(node)
-        if not self.topology.observed(node, state):
-            _log.debug('"a late state" node=%s version=%d', node, state.version)
-        elif not was_reachable:
+        self.handle(NodeObserved(node, state))
+        if not was_reachable:
             _log.info('"node up" node=%s boot=%s models=%d', node, state.boot, len(state.models))
         elif known is not None and known.boot != state.boot:
             _log.info('"node restarted" node=%s boot=%s', node, state.boot)
+        self._held = frozenset(self.topology.models())
+        self.orders.heard(node)
         self._heard(node)
 
     def lost(self, node: str, cause: str) -> None:
         if self.topology.is_reachable(node) or self.topology.cause(node) != cause:
             _log.warning('"node lost" node=%s cause="%s"', node, cause)
-        self.topology.lost(node, cause)
+        self.handle(NodeLost(node, cause))
+        self.orders.lost(node, cause)
         self._heard(node)
+
+    def configured(self, catalogue: Catalogue, policy: Policy, nodes: Iterable[str]) -> None:
+        """Another configuration; see the conductor's."""
+        names = list(nodes)
+        for name in set(self.topology.names) - set(names):
+            self.orders.lost(name, "it is not configured any more")
+        self._carry_out_all(self.conductor.configured(catalogue, policy, names, time.monotonic()))
+        self._held = frozenset(self.topology.models())
+
+    def handle(self, stimulus: Stimulus) -> None:
+        """Let the conductor decide, and carry out what it says. A bug in a decision is logged and
+        ends nothing else."""
+        try:
+            self.apply(stimulus)
+        except Exception:
+            _log.exception('"a bug" stimulus=%s', type(stimulus).__name__)
+
+    def apply(self, stimulus: Stimulus) -> None:
+        self._carry_out_all(self.conductor.handle(stimulus, time.monotonic()))
+
+    def enter(self, request: str, applicant: Applicant, stimulus: Stimulus) -> None:
+        """Apply for what `stimulus` says, under the name `request`; `applicant` is told."""
+        self._applicants[request] = applicant
+        try:
+            self.apply(stimulus)
+        except BaseException:
+            del self._applicants[request]
+            raise
+
+    def leave(self, request: str, *, has_answer: bool) -> None:
+        """The end of what `enter` began, however it went; see RequestEnded."""
+        del self._applicants[request]
+        self.handle(RequestEnded(request, has_answer))
 
     # questions
 
-    async def route(self, model: str, avoid: frozenset[str] = NOBODY) -> Replica:
-        """Where a request for `model` goes. Raises the topology's refusal."""
-        try:
-            return self.topology.route(model, self.in_flight, avoid)
-        except (ModelNotFound, NodeUnavailable):
-            if self._contacted.is_set():
-                raise
-        await self.first_contact()
-        return self.topology.route(model, self.in_flight, avoid)
+    def seat(self, interest: Interest) -> Seat:
+        """Where a request is served, as an async context manager: entering waits for a replica."""
+        return Seat(self, interest)
+
+    @property
+    def is_contacted(self) -> bool:
+        return self._contacted.is_set()
 
     async def first_contact(self) -> None:
         """Return once every node has reported or failed, or FIRST_CONTACT_S after the first wait
@@ -78,8 +167,15 @@ class Fleet:
             self._contacted.set()
 
     def known(self, name: str) -> str | None:
-        """The id behind a name, of a model that any node, reachable or not, holds; else None."""
-        return name if name in self.topology.models() else None
+        """The id behind a name, of a model that is listed or that any node holds; else None."""
+        catalogue = self.conductor.catalogue
+        model = catalogue.resolve(name)
+        return model if model in self._held or model in catalogue else None
+
+    @property
+    def models(self) -> Collection[str]:
+        """Every id that is listed, or that any node, reachable or not, holds."""
+        return self._held | set(self.conductor.catalogue.ids)
 
     def facts(self) -> FleetFacts:
         """What the metrics say of this moment."""
@@ -89,83 +185,85 @@ class Fleet:
             state = topology.state(name)
             is_reachable = topology.is_reachable(name)
             devices = state.devices if state is not None and is_reachable else []
-            nodes.append(NodeFacts(name, is_reachable, self.in_flight[name], devices))
-        return FleetFacts(nodes, {}, list(topology.models()))
+            nodes.append(NodeFacts(name, is_reachable, self.conductor.in_flight(name), devices))
+        return FleetFacts(nodes, self.conductor.waiting, self.models)
 
-    @overload
-    def seat(self, of: Interest) -> Seat: ...
-    @overload
-    def seat(self, of: str) -> _Seat: ...
-    def seat(self, of: Interest | str) -> Seat | _Seat:
-        """Where a request is served, as an async context manager: entering waits for a replica.
+    def _devices_of(self, node: str) -> list[str]:
+        state = self.topology.state(node)
+        devices = state.devices if state is not None else []
+        return [device.id for device in devices if device.worker.phase != "failed"]
 
-        Of a node's name: a context manager inside which a request counts as in flight there."""
-        return Seat(self, of) if isinstance(of, Interest) else _Seat(self.in_flight, of)
+    # instructions
+
+    def _carry_out_all(self, instructions: Iterable[Instruction]) -> None:
+        for instruction in instructions:
+            self._carry_out(instruction)
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case Send():
+                if applicant := self._applicants.get(instruction.request):
+                    applicant.sent(instruction.replica, instruction.load_s)
+            case Refuse():
+                if applicant := self._applicants.get(instruction.request):
+                    applicant.refused(instruction.fault)
+            case Done():
+                if applicant := self._applicants.get(instruction.request):
+                    applicant.done()
+            case WakeAt():
+                self._wake_at(instruction.at)
+            case _:
+                if isinstance(instruction, Load | Unload):
+                    _log.info(
+                        '"%s" model=%s node=%s',
+                        type(instruction).__name__.lower(),
+                        instruction.model,
+                        instruction.node,
+                    )
+                self.orders.carry_out(instruction)
+
+    def _told(self, order: Order, stimulus: Stimulus) -> None:
+        """An order's end, or what it has read on its way."""
+        if isinstance(stimulus, NodeObserved):
+            self.observed(stimulus.node, stimulus.state)
+            return
+        self.handle(stimulus)
+        if isinstance(stimulus, OrderEnded):
+            if stimulus.fault is not None:
+                _log.warning(
+                    '"%s failed" node=%s cause="%s"',
+                    type(order).__name__.lower(),
+                    order.node,
+                    stimulus.fault.message,
+                )
+            self._told_order(order, stimulus)
+
+    def _wake_at(self, at: float) -> None:
+        at = math.ceil(at * 100) / 100  # many deadlines are as good as the same
+        if at not in self._alarms:
+            heapq.heappush(self._alarms, at)
+            if self._alarms[0] == at:
+                self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._alarms:
+            in_s = max(0.0, self._alarms[0] - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(in_s, self._ring)
+
+    def _ring(self) -> None:
+        now = time.monotonic()
+        is_due = False
+        while self._alarms and self._alarms[0] <= now:
+            heapq.heappop(self._alarms)
+            is_due = True
+        self._arm()
+        if is_due:
+            self.handle(Tick())
 
     def _heard(self, node: str | None) -> None:
         self._unheard.discard(node or "")
         if not self._unheard:
             self._contacted.set()
-
-
-class Seat:
-    """A request's place in the fleet, from its wish for a model to its end.
-
-    Entering returns at once where a replica is ready, waits for one where that is to come, and
-    raises the CortexError of a refusal. `attempts`: how many replicas it has been sent to;
-    `queued_s`: how long it has waited in all; `load_s`: the part of that during which its model
-    was loading, None where it never was.
-    """
-
-    __slots__ = ("_fleet", "_interest", "attempts", "load_s", "queued_s", "replica")
-
-    replica: Replica
-
-    def __init__(self, fleet: Fleet, interest: Interest) -> None:
-        self._fleet = fleet
-        self._interest = interest
-        self.attempts = 0
-        self.queued_s = 0.0
-        self.load_s: float | None = None
-
-    async def __aenter__(self) -> Seat:
-        await self._send(NOBODY)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if self.attempts:
-            self._fleet.in_flight[self.replica.node] -= 1
-
-    async def failed(self, error: CortexError) -> Replica:
-        """The replica failed with `error` before the first byte of an answer: the next one to ask,
-        which is `self.replica` from then on. Raises the refusal when there is none."""
-        if self.attempts > 1:
-            raise error
-        former = self.replica
-        try:
-            await self._send(frozenset({former.node}))
-        except CortexError:
-            raise error from None
-        self._fleet.in_flight[former.node] -= 1
-        return self.replica
-
-    async def _send(self, avoid: frozenset[str]) -> None:
-        self.replica = await self._fleet.route(self._interest.model, avoid)
-        self._fleet.in_flight[self.replica.node] += 1
-        self.attempts += 1
-
-
-class _Seat:
-    __slots__ = ("_counts", "_node")
-
-    def __init__(self, counts: dict[str, int], node: str) -> None:
-        self._counts = counts
-        self._node = node
-
-    def __enter__(self) -> None:
-        self._counts[self._node] += 1
-
-    def __exit__(self, *exc: object) -> None:
-        self._counts[self._node] -= 1

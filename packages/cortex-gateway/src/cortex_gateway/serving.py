@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -18,44 +19,50 @@ from hypercorn.config import Config as HypercornConfig
 
 from cortex_core.config.gateway import GatewayConfig
 from cortex_core.config.loader import ConfigError, parse_address
+from cortex_core.errors import CortexError
 from cortex_gateway.app import Gateway
 
 __all__ = ["serve"]
 
 BACKLOG = 1024
 
+LISTENERS = {"gateway": "listen", "metrics": "metrics_listen", "admin": "admin_listen"}
+"""What is served → its key in [gateway]."""
+
 # After the drain, for connections that neither finish nor close.
 CLOSE_S = 2.0
 
 
-def serve(config: GatewayConfig) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code.
+def serve(config: GatewayConfig, read: Callable[[], GatewayConfig] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. `read`: the configuration as it is
+    then; SIGHUP has it read and put in force.
 
     Prints where it listens, then logs to stderr. 0: drained and stopped. 2: it could not start;
     the reason is on stderr.
     """
     _configure_logging(config.gateway.log_level)
-    listeners: list[socket.socket] = []
+    listeners: dict[str, socket.socket] = {}
     try:
-        for key in ("listen", "metrics_listen"):
-            listeners.append(_bind(key, getattr(config.gateway, key)))
+        for what, key in LISTENERS.items():
+            address = getattr(config.gateway, key)
+            if address is not None:
+                listeners[what] = _bind(key, address)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, listeners[0], listeners[1]))
+            runner.run(_serve(Gateway(config, read), listeners))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        for listener in listeners:
+        for listener in listeners.values():
             listener.close()
     return 0
 
 
-async def _serve(
-    config: GatewayConfig, listener: socket.socket, metrics_listener: socket.socket
-) -> None:
+async def _serve(gateway: Gateway, listeners: dict[str, socket.socket]) -> None:
     stopping = asyncio.Event()
+    hang_up = asyncio.Event()
     loop = asyncio.get_running_loop()
-    async with Gateway(config) as gateway:
+    async with gateway:
 
         def on_signal() -> None:
             """The first begins the drain, the second cuts it short."""
@@ -65,35 +72,48 @@ async def _serve(
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(signal.SIGHUP, hang_up.set)
         # What was imported lives for ever; without it, collections are short, and short pauses
         # are what the gap between two tokens is made of.
         gc.collect()
         gc.freeze()
-        print(f"gateway listening on {_url(listener)}", flush=True)
-        print(f"metrics listening on {_url(metrics_listener)}", flush=True)
+        for what, listener in listeners.items():
+            print(f"{what} listening on {_url(listener)}", flush=True)
         closing = asyncio.Event()
+        apps = {
+            "gateway": gateway.app,
+            "metrics": gateway.metrics_app,
+            "admin": gateway.admin_app,
+        }
         servers = [
-            asyncio.create_task(_run_server(app, sock, closing.wait))
-            for app, sock in (
-                (gateway.app, listener),
-                (gateway.metrics_app, metrics_listener),
-            )
+            asyncio.create_task(_run_server(apps[what], listener, closing.wait))
+            for what, listener in listeners.items()
         ]
+        reloading = asyncio.create_task(_reload_on(hang_up, gateway))
         waiting = asyncio.create_task(stopping.wait())
         try:
             await asyncio.wait({waiting, *servers}, return_when=asyncio.FIRST_COMPLETED)
             for server in servers:
                 if server.done():  # before its time, so with an exception
                     server.result()
-            await gateway.admission.drain(config.gateway.drain_s)
+            await gateway.admission.drain(gateway.config.gateway.drain_s)
             closing.set()
             loop.set_exception_handler(_ignore_cancellations)
             await asyncio.wait(servers, timeout=CLOSE_S)
         finally:
-            for task in (waiting, *servers):
+            for task in (waiting, reloading, *servers):
                 task.cancel()
             # What hypercorn raises now is about connections that would not close, and too late.
-            await asyncio.gather(waiting, *servers, return_exceptions=True)
+            await asyncio.gather(waiting, reloading, *servers, return_exceptions=True)
+
+
+async def _reload_on(hang_up: asyncio.Event, gateway: Gateway) -> None:
+    """Each SIGHUP reloads; the log says what came of it."""
+    while True:
+        await hang_up.wait()
+        hang_up.clear()
+        with contextlib.suppress(CortexError):
+            await gateway.reload()
 
 
 def _ignore_cancellations(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

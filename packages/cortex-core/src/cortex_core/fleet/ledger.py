@@ -93,6 +93,8 @@ class Ledger:
         ready = {model.id: model for model in state.models if model.phase == "ready"}
         self._ready[node] = ready
         for model in ready.values():
+            if self.fault(model.id, node) is not None:
+                del self._estimates[model.id, node]  # it is there in spite of it
             known = before.get(model.id)
             is_same = known is not None and _figures(known) == _figures(model)
             if not is_same and model.memory_bytes > 0 and self._is_as_configured(model):

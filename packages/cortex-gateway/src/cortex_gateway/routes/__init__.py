@@ -6,6 +6,8 @@ from starlette.routing import BaseRoute
 
 from cortex_gateway.routes import admin, health, models
 
-__all__ = ["ROUTES"]
+__all__ = ["ADMIN_ROUTES", "METRICS_ROUTES", "ROUTES"]
 
-ROUTES: list[BaseRoute] = [*models.ROUTES, *health.ROUTES, *admin.ROUTES]
+ROUTES: list[BaseRoute] = [*models.ROUTES, *health.ROUTES]
+ADMIN_ROUTES: list[BaseRoute] = [*admin.ROUTES, *health.ROUTES]
+METRICS_ROUTES: list[BaseRoute] = [*health.METRICS_ROUTES]

@@ -1,22 +1,60 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`: what the fleet serves, and where it is."""
+"""`GET /v1/models` and `GET /v1/models/{id}`: what the fleet serves or could serve, and where."""
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cortex_core.config.models import CostSection
 from cortex_core.envelopes.models import ListedLimit, ListedModel, ModelList, ModelLocation
 from cortex_core.errors import ModelNotFound
 from cortex_core.fleet.topology import Location
 from cortex_gateway.routes.answers import answer
 
-__all__ = ["ROUTES", "entry_of"]
+if TYPE_CHECKING:
+    from cortex_gateway.fleet import Fleet
+
+__all__ = ["ROUTES"]
 
 
-def entry_of(model: str, locations: list[Location]) -> ListedModel:
-    """`loaded` means: ready on a node that can be reached. A model whose nodes are all lost stays
-    in the list, as unreachable; its context is the largest that any location offers."""
+async def list_models(request: Request) -> Response:
+    fleet: Fleet = request.app.state.gateway.fleet
+    await fleet.first_contact()
+    locations = fleet.topology.models()
+    listed = {model: _listed(fleet, model, locations.get(model, [])) for model in fleet.models}
+    for alias, model in fleet.conductor.catalogue.aliases.items():
+        if model in listed:
+            listed[alias] = msgspec.structs.replace(listed[model], id=alias, alias_of=model)
+    return answer(ModelList([listed[name] for name in sorted(listed)]))
+
+
+async def get_model(request: Request) -> Response:
+    fleet: Fleet = request.app.state.gateway.fleet
+    await fleet.first_contact()
+    name = request.path_params["model"]
+    model = fleet.known(name)
+    if model is None:
+        known = ", ".join(sorted(fleet.models)) or "none"
+        raise ModelNotFound(f"no node has the model {name!r}; known models: {known}")
+    found = _listed(fleet, model, fleet.topology.models().get(model, []))
+    if name != model:
+        found = msgspec.structs.replace(found, id=name, alias_of=model)
+    return answer(found)
+
+
+def _listed(fleet: Fleet, model: str, locations: list[Location]) -> ListedModel:
+    """A model whose nodes are all lost stays in the list, as unreachable; its context is what the
+    operator says, else the largest that any location offers."""
+    conductor = fleet.conductor
+    catalogue = conductor.catalogue
+    entry = catalogue.entry(model)
+    feasible = conductor.feasible_on(model, time.monotonic())
+    context = entry.limit.context or max((x.model.context for x in locations), default=0)
     return ListedModel(
         id=model,
         loaded=any(x.reachable and x.model.phase == "ready" for x in locations),
@@ -29,26 +67,15 @@ def entry_of(model: str, locations: list[Location]) -> ListedModel:
             )
             for x in locations
         ],
-        limit=ListedLimit(max(x.model.context for x in locations)),
+        limit=ListedLimit(context, entry.limit.output),
+        feasible_on=feasible,
+        capabilities=list(entry.capabilities),
+        cost=None if entry.cost == CostSection() else entry.cost,
+        load_estimate_s=min(
+            (conductor.ledger.reload_s(model, node) for node in feasible), default=None
+        ),
+        aliases=sorted(alias for alias, of in catalogue.aliases.items() if of == model),
     )
-
-
-async def list_models(request: Request) -> Response:
-    fleet = request.app.state.gateway.fleet
-    await fleet.first_contact()
-    models = fleet.topology.models()
-    return answer(ModelList([entry_of(model, found) for model, found in models.items()]))
-
-
-async def get_model(request: Request) -> Response:
-    fleet = request.app.state.gateway.fleet
-    await fleet.first_contact()
-    model = request.path_params["model"]
-    models = fleet.topology.models()
-    if model not in models:
-        known = ", ".join(models) or "none"
-        raise ModelNotFound(f"no node has the model {model!r}; known models: {known}")
-    return answer(entry_of(model, models[model]))
 
 
 ROUTES = [

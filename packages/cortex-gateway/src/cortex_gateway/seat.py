@@ -1,0 +1,116 @@
+"""A request's place in the fleet, from its wish for a model to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from cortex_core.errors import CortexError, Fault
+from cortex_core.fleet.events import Interest, RequestCame, RequestFailed
+from cortex_core.fleet.topology import Replica
+
+if TYPE_CHECKING:
+    from cortex_gateway.fleet import Fleet
+
+__all__ = ["Seat"]
+
+
+class Seat:
+    """Entering returns without suspending where a replica is ready, waits for one where that is to
+    come, and raises the CortexError of a refusal. Whoever is cancelled meanwhile has left.
+
+    `attempts`: how many replicas it has been sent to; `queued_s`: how long it has waited in all;
+    `load_s`: the part of that during which its model was loading, None where it never was.
+    """
+
+    __slots__ = (
+        "_fault",
+        "_fleet",
+        "_interest",
+        "_is_sent",
+        "_waiter",
+        "attempts",
+        "load_s",
+        "queued_s",
+        "replica",
+    )
+
+    replica: Replica
+
+    def __init__(self, fleet: Fleet, interest: Interest) -> None:
+        self._fleet = fleet
+        self._interest = interest
+        self._is_sent = False
+        self._fault: Fault | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.attempts = 0
+        self.queued_s = 0.0
+        self.load_s: float | None = None
+
+    async def __aenter__(self) -> Seat:
+        fleet = self._fleet
+        if not fleet.is_contacted:
+            began = time.monotonic()
+            await fleet.first_contact()
+            self.queued_s = time.monotonic() - began
+        interest = self._interest
+        fleet.enter(interest.request, self, RequestCame(interest))
+        if not self._is_sent:
+            try:
+                await self._wait()
+            except BaseException:
+                self._leave(has_answer=False)
+                raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._leave(has_answer=kind is None)
+
+    async def failed(self, error: CortexError) -> Replica:
+        """The replica failed with `error` before the first byte of an answer: the next one to ask,
+        which is `self.replica` from then on. Raises the refusal when there is none."""
+        self._is_sent = False
+        self._fleet.apply(RequestFailed(self._interest.request, error.fault))
+        if not self._is_sent:
+            await self._wait()
+        return self.replica
+
+    # what the fleet says
+
+    def sent(self, replica: Replica, load_s: float | None) -> None:
+        self.replica = replica
+        self.load_s = load_s
+        self.attempts += 1
+        self._is_sent = True
+        self._wake()
+
+    def refused(self, fault: Fault) -> None:
+        self._fault = fault
+        self._wake()
+
+    def done(self) -> None:
+        raise AssertionError("only an unload is ever done")
+
+    async def _wait(self) -> None:
+        """Until it is sent. Raises the refusal."""
+        if self._fault is None:
+            began = time.monotonic()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                self.queued_s += time.monotonic() - began
+        if self._fault is not None:
+            raise CortexError.from_fault(self._fault)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _leave(self, *, has_answer: bool) -> None:
+        self._fleet.leave(self._interest.request, has_answer=has_answer)
