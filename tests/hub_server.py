@@ -21,7 +21,8 @@ _CHUNK_BYTES = 256 * 1024
 
 class HubServer:
     """`repos`: repo → file → content. `token`: what every request must bring. `statuses`: repo →
-    the status that its API answers with. `cuts`: how many more downloads break off in the middle.
+    the status that its API answers with. `statuses_of_downloads`: what the next requests for
+    contents get. `cuts`: how many more downloads break off in the middle.
     `held_at`: a download stops after so many bytes until `release()`; `is_held` says that one
     has. `claims`: file → the size the API claims."""
 
@@ -35,6 +36,7 @@ class HubServer:
         self.token: str | None = None
         self.statuses: dict[str, int] = {}
         self.claims: dict[str, int] = {}
+        self.statuses_of_downloads: list[int] = []
         self.cuts = 0
         self.held_at: int | None = None
         self.is_held = threading.Event()
@@ -101,6 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _download(self, repo: str, name: str, has_body: bool) -> None:
         hub = self.hub
+        status = hub.statuses_of_downloads.pop(0) if has_body and hub.statuses_of_downloads else 200
+        if status != 200:
+            self._send(status, b"", has_body)
+            return
         content = hub.repos.get(repo, {}).get(name)
         if content is None:
             self._send(404, b"", has_body, {"x-error-code": "EntryNotFound"})

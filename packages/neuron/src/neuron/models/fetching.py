@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,8 +27,14 @@ _log = logs.get(__name__)
 class Fetch:
     """`run()` once. `on_progress` is called when more has come."""
 
-    def __init__(self, order: FetchOrder, on_progress: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        order: FetchOrder,
+        on_progress: Callable[[], None],
+        command: Sequence[str] = FETCHER_COMMAND,
+    ) -> None:
         self._order = order
+        self._command = command
         self._on_progress = on_progress
         self._have_bytes = 0
         self._last: FetchReport | None = None
@@ -49,7 +55,7 @@ class Fetch:
         NoCapacity when it is called off. Waits as long as the hub sends anything at all: the
         library gives up on one that is silent for some seconds, several times over."""
         process = await asyncio.create_subprocess_exec(
-            *FETCHER_COMMAND,
+            *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
