@@ -76,11 +76,13 @@ class Stage:
         *,
         aliases: dict[str, str] | None = None,
         gb: float = 10,
-        **policy: float | EvictionSection,
+        max_waiting: int = 256,
+        max_wait_s: float = 600,
+        eviction: EvictionSection | None = None,
     ) -> None:
         entries = [ModelEntry(id=one) if isinstance(one, str) else one for one in models]
         self.catalogue = Catalogue(entries, aliases)
-        self.policy = Policy(**policy)  # type: ignore[arg-type]
+        self.policy = Policy(max_waiting, max_wait_s, eviction or EvictionSection())
         self.conductor = Conductor(self.catalogue, self.policy, nodes.split())
         self.now = 100.0
         self.gb = gb
@@ -99,10 +101,8 @@ class Stage:
         boot: str = "b1",
         holdings: int = 0,
         draining: bool = False,
-        version: int | None = None,
     ) -> NodeState:
-        if version is None:
-            version = self._versions[node] = self._versions.get(node, 0) + 1
+        version = self._versions[node] = self._versions.get(node, 0) + 1
         total = int(self.gb * GB)
         device = DeviceState(
             "cuda:0",
@@ -114,8 +114,16 @@ class Stage:
         )
         return NodeState(node, boot, version, draining, [device], list(models), holdings)
 
-    def observe(self, node: str, *models: ModelState, **rest: object) -> list[Instruction]:
-        return self.play(NodeObserved(node, self.state(node, *models, **rest)))  # type: ignore[arg-type]
+    def observe(
+        self,
+        node: str,
+        *models: ModelState,
+        boot: str = "b1",
+        holdings: int = 0,
+        draining: bool = False,
+    ) -> list[Instruction]:
+        state = self.state(node, *models, boot=boot, holdings=holdings, draining=draining)
+        return self.play(NodeObserved(node, state))
 
     def lose(self, node: str) -> list[Instruction]:
         return self.play(NodeLost(node, "silent for 6 s"))

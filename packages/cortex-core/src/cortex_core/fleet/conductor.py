@@ -263,6 +263,7 @@ class Conductor:
         board = self._board
         self._plans.node_restarted(node.name)
         node.is_stale = False
+        node.rests_until = board.now
         node.asked.clear()
         node.answered.clear()
         node.cycles.clear()

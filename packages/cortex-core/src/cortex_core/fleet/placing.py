@@ -15,7 +15,7 @@ from cortex_core.fleet.board import Board
 from cortex_core.fleet.events import Estimate, EstimateCame
 from cortex_core.fleet.placement import NoPlacement, Placement
 from cortex_core.fleet.plans import Plans
-from cortex_core.fleet.views import decide
+from cortex_core.fleet.views import decide, why_not
 from cortex_core.fleet.waiting import Ticket
 
 __all__ = ["Placing"]
@@ -75,15 +75,17 @@ class Placing:
             return
         for ticket in tickets:
             ticket.loading_since = None
-        if model in board.ready:
+        if any(node in (None, replica.node) for replica in board.ready.get(model, ())):
             return  # it has failed these, who wait for news of it
         is_asked = self.ask(model, only, tickets[0].options)
         if is_asked is None:
             return
-        is_aside = model in board.tripped
+        is_aside = any(node in (None, place.node) for place in board.tripped.get(model, ()))
         decision = decide(board, model, only=only, may_evict=not is_aside)
         if isinstance(decision, Placement):
             self._plans.load(model, decision, _options_of(tickets), may_evict=not is_aside)
+        elif (stale := self._stale(model, only)) is not None:
+            self._plans.look(model, stale, _options_of(tickets), may_evict=not is_aside)
         elif not (is_asked or is_aside or self._is_passing(model, decision, only)):
             error = refusals.nowhere(board, model, decision)
             for ticket in tickets:
@@ -154,6 +156,16 @@ class Placing:
         return is_asked
 
     # making room
+
+    def _stale(self, model: str, only: Iterable[str] | None) -> str | None:
+        """A node that may have more room than when it was last read."""
+        board = self._board
+        for name in board.nodes if only is None else only:
+            node = board.nodes[name]
+            is_free = node.plan is None and board.is_usable(name)
+            if node.is_stale and is_free and not why_not(board, node, model):
+                return name
+        return None
 
     def _is_passing(self, model: str, decision: NoPlacement, only: Iterable[str] | None) -> bool:
         """Whether what is in the way goes by itself."""

@@ -92,10 +92,8 @@ class Plans:
     ) -> None:
         board = self._board
         node = board.nodes[placement.node]
-        plan = node.plan = Plan("load", node.name, model)
-        plan.options = {**board.catalogue.entry(model).load_options(), **(options or {})}
+        plan = self._begin(model, node, options, may_evict)
         plan.is_kept = is_kept
-        plan.may_evict = may_evict
         victims = f" after {', '.join(placement.evict)}" if placement.evict else ""
         board.place(model, node.name).tell("chosen{}", victims)
         for ticket in board.waiting.in_turn(model):
@@ -106,6 +104,20 @@ class Plans:
             self._read(plan)
         else:
             self._follow(plan, placement)
+
+    def look(
+        self, model: str, node: str, options: dict[str, Any] | None, *, may_evict: bool
+    ) -> None:
+        """Read the node's memory, and load the model there if it fits then."""
+        self._read(self._begin(model, self._board.nodes[node], options, may_evict))
+
+    def _begin(
+        self, model: str, node: Node, options: dict[str, Any] | None, may_evict: bool
+    ) -> Plan:
+        plan = node.plan = Plan("load", node.name, model)
+        plan.options = {**self._board.catalogue.entry(model).load_options(), **(options or {})}
+        plan.may_evict = may_evict
+        return plan
 
     def unload(
         self, model: str, node: str, reason: Literal["ttl", "operator"], asker: str | None = None

@@ -21,7 +21,7 @@ from cortex_core.fleet.placement import (
 if TYPE_CHECKING:
     from cortex_core.fleet.plans import Plan
 
-__all__ = ["decide"]
+__all__ = ["decide", "why_not"]
 
 
 def decide(
@@ -35,7 +35,7 @@ def decide(
     """Where `model` is to be loaded now. `only`: the nodes that are considered. `within`: the plan
     that asks; it is not in its own way."""
     names = list(board.nodes if only is None else only)
-    avoid = {name: why for name in names if (why := _why_not(board, board.nodes[name], model))}
+    avoid = {name: why for name in names if (why := why_not(board, board.nodes[name], model))}
     want = Want(
         entry=board.catalogue.entry(model),
         waiting=board.waiting.count(model),
@@ -46,7 +46,7 @@ def decide(
     return place(want, views, board.policy.eviction, board.now)
 
 
-def _why_not(board: Board, node: Node, model: str) -> str:
+def why_not(board: Board, node: Node, model: str) -> str:
     """Why a node that may well have room is left out."""
     known = node.places.get(model)
     if known is not None and known.has_memory:

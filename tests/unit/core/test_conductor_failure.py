@@ -1,0 +1,178 @@
+"""Requests that their replicas fail, and replicas that keep failing."""
+
+from __future__ import annotations
+
+from cortex_core.errors import Fault
+from cortex_core.fleet.events import Estimate, Load, Refuse
+from tests.unit.core.fleet_playbook import ILL, Stage, model, sent
+
+FULL = Fault("rate_limit_exceeded", "the queue is full")
+
+
+def _pair() -> Stage:
+    stage = Stage("a b")
+    stage.observe("a", model("m"))
+    stage.observe("b", model("m"))
+    return stage
+
+
+def _tripped(stage: Stage) -> None:
+    """The only replica has failed three requests in a row, a second ago."""
+    for number in range(3):
+        stage.ask(f"f{number}")
+        stage.fail(f"f{number}")
+    stage.later(1)
+
+
+def test_a_failed_request_goes_to_another_replica():
+    stage = _pair()
+    assert stage.ask("r1") == [sent("r1", "a")]
+    assert stage.fail("r1") == [sent("r1", "b")]
+    assert stage.conductor.in_flight("a") == 0
+    assert stage.conductor.in_flight("b") == 1
+
+
+def test_a_request_that_fails_twice_hears_how_it_failed_first():
+    stage = _pair()
+    stage.ask("r1")
+    stage.fail("r1")
+    assert stage.fail("r1", Fault("stalled", "silence")) == [Refuse("r1", ILL)]
+    assert stage.conductor.in_flight("b") == 0
+
+
+def test_the_only_replicas_failure_is_told_when_no_news_come_within_a_second():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    stage.ask("r1")
+    assert stage.fail("r1") == []
+    assert stage.later(0.9) == []
+    assert stage.later(0.1) == [Refuse("r1", ILL)]
+
+
+def test_a_request_whose_node_is_found_lost_is_served_by_a_cold_load_elsewhere():
+    stage = Stage("a b")
+    stage.observe("a", model("m"))
+    stage.observe("b")
+    stage.ask("r1")
+    stage.fail("r1")
+    assert stage.lose("a") == [Estimate("m", "b")]
+    assert stage.estimate("b") == [Load(1, "m", "b", "cuda:0", 0)]
+    assert stage.done(1, model("m")) == [sent("r1", "b", load_s=0.0)]
+
+
+def test_a_request_whose_worker_is_found_dead_waits_for_its_recovery():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    stage.ask("r1")
+    stage.fail("r1")
+    stage.observe("a", model("m", "recovering"))
+    assert stage.later(5) == []
+    assert stage.observe("a", model("m")) == [sent("r1", "a", load_s=5.0)]
+
+
+def test_with_nowhere_left_the_first_failure_is_what_the_client_hears():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    stage.ask("r1")
+    stage.fail("r1")
+    assert stage.lose("a") == [Refuse("r1", ILL)]
+
+
+def test_a_client_that_left_is_not_tried_again():
+    stage = _pair()
+    stage.ask("r1")
+    stage.end("r1", has_answer=False)
+    assert stage.fail("r1") == []
+
+
+def test_a_replica_that_fails_three_in_a_row_is_put_aside():
+    stage = _pair()
+    for number in range(3):
+        assert stage.ask(f"f{number}") == [sent(f"f{number}", "a")]
+        stage.fail(f"f{number}")
+        stage.end(f"f{number}")
+    assert stage.ask("r1") == [sent("r1", "b")]
+    assert stage.ask("r2") == [sent("r2", "b")]
+    stage.now += 1
+    assert stage.ask("probe") == [sent("probe", "a")]
+    assert stage.ask("r3") == [sent("r3", "b")]
+
+
+def test_while_a_probe_is_on_its_way_others_wait():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    assert stage.ask("probe") == [sent("probe", "a")]
+    assert stage.ask("r1") == []
+    assert stage.end("probe") == [sent("r1", "a")]
+
+
+def test_a_failed_probe_doubles_the_pause():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    stage.ask("probe")
+    stage.ask("r1")
+    stage.fail("probe")
+    assert stage.later(1.9) == [Refuse("probe", ILL)]
+    assert stage.later(0.1) == [sent("r1", "a")]
+
+
+def test_a_node_that_says_it_is_well_closes_nothing():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    stage.ask("probe")
+    stage.observe("a", model("m"))
+    assert stage.ask("r1") == []
+
+
+def test_a_probe_whose_client_left_makes_way_for_another():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    stage.ask("probe")
+    stage.ask("r1")
+    assert stage.end("probe", has_answer=False) == [sent("r1", "a")]
+
+
+def test_a_model_that_was_loaded_anew_is_trusted_again():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    stage.observe("a", model("m", "recovering"))
+    stage.observe("a", model("m"))
+    assert stage.ask("r1") == [sent("r1", "a")]
+    assert stage.ask("r2") == [sent("r2", "a")]
+
+
+def test_a_replica_that_is_full_is_not_ill():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    for number in range(5):
+        stage.ask(f"r{number}")
+        stage.fail(f"r{number}", FULL)
+        stage.later(1)
+    assert stage.ask("r5") == [sent("r5", "a")]
+    assert stage.ask("r6") == [sent("r6", "a")]
+
+
+def test_while_a_replica_is_put_aside_a_free_node_is_given_the_model():
+    stage = Stage("a b", models=("m", "x"))
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    stage.ask("probe")
+    stage.observe("b")
+    assert stage.ask("r1") == [Estimate("m", "b")]
+    assert stage.estimate("b") == [Load(1, "m", "b", "cuda:0", 0)]
+
+
+def test_while_a_replica_is_put_aside_nothing_is_evicted_for_it():
+    stage = Stage("a b", models=("m", "x"))
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    stage.ask("probe")
+    stage.observe("b", model("x", gb=9))
+    assert stage.ask("r1") == [Estimate("m", "b")]
+    assert stage.estimate("b") == []
+    assert stage.end("probe") == [sent("r1", "a")]
