@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from cortex_core.config.neuron import HubSource
-from cortex_core.errors import Forbidden, ModelNotFound, PreflightFailed, UpstreamFailed
+from cortex_core.errors import (
+    Forbidden,
+    ModelNotFound,
+    PreflightFailed,
+    RequestError,
+    UpstreamFailed,
+)
 from neuron.models.gguf import read_header
 from neuron.models.hub import Hub
 from neuron.models.resolve import Resolver
@@ -128,14 +134,16 @@ def test_a_link_to_a_file_that_is_gone_is_not_cached(hub: Hub, tmp_path: Path):
 
 def test_the_commit_that_main_was_last_goes_before_a_younger_one(hub: Hub, tmp_path: Path):
     older, younger = "a" * 40, "b" * 40
-    for n, commit in enumerate((older, younger)):
-        snapshot = keep(tmp_path, REPO, "a-Q8_0.gguf", commit=commit)
-        os.utime(snapshot, (n, n))
-    assert hub.cached(REPO, None) == snapshot / "a-Q8_0.gguf"
-    refs = snapshot.parents[1] / "refs"
+    before, after = (
+        keep(tmp_path, REPO, "a-Q8_0.gguf", commit=commit) for commit in (older, younger)
+    )
+    os.utime(before, (1, 1))
+    os.utime(after, (2, 2))
+    assert hub.cached(REPO, None) == after / "a-Q8_0.gguf"
+    refs = after.parents[1] / "refs"
     refs.mkdir()
     (refs / "main").write_text(older)
-    assert hub.cached(REPO, None) == snapshot.with_name(older) / "a-Q8_0.gguf"
+    assert hub.cached(REPO, None) == before / "a-Q8_0.gguf"
 
 
 def test_what_is_cached_is_known_by_ids_that_find_it(hub: Hub, tmp_path: Path):
@@ -179,7 +187,5 @@ def test_the_caches_of_all_hubs_are_looked_in_before_the_first_is_asked(
 
 @pytest.mark.parametrize("model", ["../a", "a/..", "-/-", "a--b/c"])
 def test_what_is_no_repo_is_refused_without_a_trace(hub: Hub, model: str, tmp_path: Path):
-    from cortex_core.errors import RequestError
-
     with pytest.raises(RequestError):
         Resolver([str(tmp_path)], hubs={"h": hub}).resolve(model)
