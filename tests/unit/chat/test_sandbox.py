@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 from neuron.chat import sandbox
 from tests.unit.chat.bombs import BOMBS
@@ -142,3 +144,55 @@ def test_a_long_conversation_stays_within_the_limits():
     text = "{% for m in messages %}{{ '<' + m.role + '>' ~ m.content }}{% endfor %}"
     messages = [{"role": "user", "content": "x" * 4000}] * 2000
     assert len(_render(text, messages=messages)) == 2000 * 4006
+
+
+def _function() -> None: ...
+
+
+KINDS: list[list[Any]] = [
+    ["a", "b"],
+    [{"a": 1}, {}],
+    [[1], []],
+    [(1,), ()],
+    [_function, sandbox.parse],
+    [{}.get, {}.pop],
+    [(x for x in "a"), (x for x in "b")],
+    [str, dict],
+    [_function.__code__],
+    [{1}, set()],
+    [1, 2],
+    [None],
+]
+
+
+def test_an_attribute_is_judged_as_the_library_judges_it_each_time():
+    library = ImmutableSandboxedEnvironment()
+    environment = sandbox.compile_template("").environment
+    assert isinstance(environment, SandboxedEnvironment)
+    for objects in KINDS:
+        for name in [*dir(objects[0]), "mro", "gi_frame", "cr_frame", "__class__", "made_up"]:
+            for value in (*objects, *objects):
+                judged = environment.is_safe_attribute(value, name, None)
+                assert judged == library.is_safe_attribute(value, name, None), (value, name)
+
+
+def test_made_up_attributes_fill_no_memory():
+    environment = sandbox.compile_template("").environment
+    assert isinstance(environment, SandboxedEnvironment)
+    for n in range(3000):
+        assert environment.is_safe_attribute("", f"x{n}", None)
+        assert not environment.is_safe_attribute("", f"_x{n}", None)
+    assert len(vars(environment)["_judged"]) <= 1024
+
+
+MESSAGE = {"role": "user", "items": "mine", "_hidden": 1, "clear": 2, "__class__": 3, "x y": 4}
+
+
+@pytest.mark.parametrize("name", [*MESSAGE, *dir({}), "missing"])
+def test_an_attribute_of_a_message_is_what_the_library_finds(name: str):
+    library = ImmutableSandboxedEnvironment()
+    theirs = library.getattr(MESSAGE, name)
+    ours = sandbox.compile_template("").environment.getattr(MESSAGE, name)
+    assert type(ours) is type(theirs)
+    if isinstance(theirs, str | int):
+        assert ours == theirs
