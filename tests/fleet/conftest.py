@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 import time
@@ -108,16 +109,20 @@ class Rig:
 
 
 def config_of(neurons: Sequence[ScriptedNeuron], **settings: Any) -> str:
-    """A cortex.toml with free ports for these neurons."""
+    """A cortex.toml with free ports for these neurons. `eviction`: the keys of that section; the
+    rest is [gateway]'s."""
+    eviction = settings.pop("eviction", {})
     given = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0"} | settings
-    lines = ["[gateway]"]
-    for key, value in given.items():
-        lines.append(f"{key} = " + (f'"{value}"' if isinstance(value, str) else str(value)))
+    lines = ["[gateway]", *_assignments(given), "[eviction]", *_assignments(eviction)]
     for neuron in neurons:
         lines += ["[[neurons]]", f'name = "{neuron.name}"', f'endpoint = "{neuron.endpoint}"']
         if neuron.token_file is not None:
             lines.append(f'token_file = "{neuron.token_file}"')
     return "\n".join(lines) + "\n"
+
+
+def _assignments(values: dict[str, Any]) -> list[str]:
+    return [f"{key} = {json.dumps(value)}" for key, value in values.items()]
 
 
 def spawn_gateway(config: Path, environment: dict[str, str] | None = None) -> Daemon:
@@ -128,9 +133,13 @@ def spawn_gateway(config: Path, environment: dict[str, str] | None = None) -> Da
 
 @asynccontextmanager
 async def running_rig(
-    folder: Path, neurons: Sequence[ScriptedNeuron], **settings: Any
+    folder: Path, neurons: Sequence[ScriptedNeuron], models: str | None = None, **settings: Any
 ) -> AsyncIterator[Rig]:
-    """A gateway in front of `neurons`, which are listening already."""
+    """A gateway in front of `neurons`, which are listening already. `models`: the text of its
+    models.toml. settings: see `config_of`."""
+    if models is not None:
+        (folder / "models.toml").write_text(models, "utf-8")
+        settings["models"] = "models.toml"
     config = folder / "cortex.toml"
     config.write_text(config_of(neurons, **settings), "utf-8")
     daemon = spawn_gateway(config)
