@@ -366,6 +366,15 @@ def test_a_node_that_restarts_during_a_load_is_given_it_again():
     assert stage.done(1, fault=ILL) == []
 
 
+def test_a_load_that_ends_without_a_word_is_looked_for_in_the_nodes_state():
+    stage = Stage()
+    stage.observe("a")
+    stage.ask("r1")
+    stage.estimate("a")
+    assert stage.done(1) == [ReadState(2, "a")]
+    assert stage.observe("a", model("m")) == [sent("r1", "a", load_s=0.0)]
+
+
 def test_a_load_that_nobody_waits_for_any_more_goes_on_and_the_model_stays():
     stage = Stage()
     stage.observe("a")
@@ -469,6 +478,8 @@ def test_where_a_model_would_fit_is_known_once_the_nodes_have_said_so():
     stage.estimate("b", gb=40)
     assert stage.conductor.feasible_on("m", stage.now) == ["a"]
     assert stage.conductor.feasible_on("x", stage.now) == ["a", "b", "c"]
+    stage.lose("a")
+    assert stage.conductor.feasible_on("m", stage.now) == []
 
 
 def test_what_cannot_be_answered_is_known_without_asking():

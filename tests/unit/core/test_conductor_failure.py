@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cortex_core.errors import Fault
-from cortex_core.fleet.events import Estimate, Load, Refuse
+from cortex_core.fleet.events import DrainWanted, Estimate, Load, NodeObserved, Refuse
 from tests.unit.core.fleet_playbook import ILL, Stage, model, sent
 
 FULL = Fault("rate_limit_exceeded", "the queue is full")
@@ -76,6 +76,42 @@ def test_with_nowhere_left_the_first_failure_is_what_the_client_hears():
     stage.ask("r1")
     stage.fail("r1")
     assert stage.lose("a") == [Refuse("r1", ILL)]
+
+
+def test_a_failed_model_tells_its_cause():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    stage.observe("a", model("m", "failed", fault=Fault("upstream_failed", "killed by SIGSEGV")))
+    (refused,) = stage.ask("r1")
+    assert isinstance(refused, Refuse)
+    assert refused.fault.code == "no_capacity"
+    assert "could not be loaded: on a: killed by SIGSEGV" in refused.fault.message
+
+
+def test_a_restarted_node_has_nothing_of_what_it_had():
+    stage = _pair()
+    stage.observe("a", boot="b2")
+    assert stage.ask("r1") == [sent("r1", "b")]
+    assert stage.ask("r2") == [sent("r2", "b")]
+
+
+def test_a_late_state_of_the_same_boot_is_ignored():
+    stage = Stage()
+    late = NodeObserved("a", stage.state("a"))
+    stage.observe("a", model("m"))
+    assert stage.play(late) == []
+    assert stage.ask("r1") == [sent("r1", "a")]
+
+
+def test_news_of_what_is_not_configured_or_not_known_are_nothing():
+    stage = Stage()
+    assert stage.observe("elsewhere", model("m")) == []
+    assert stage.lose("elsewhere") == []
+    assert stage.estimate("elsewhere") == []
+    assert stage.play(DrainWanted("elsewhere", True)) == []
+    assert stage.end("nobody") == []
+    assert stage.fail("nobody") == []
+    assert stage.done(99) == []
 
 
 def test_a_client_that_left_is_not_tried_again():

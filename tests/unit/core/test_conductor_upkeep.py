@@ -143,6 +143,24 @@ def test_an_unload_that_somebody_else_was_quicker_with_is_done():
     assert stage.done(2) == [Done("o1")]
 
 
+def test_an_unload_is_ordered_again_after_somebody_else_changed_the_node():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    stage.play(UnloadWanted("o1", "m"))
+    stage.done(1, fault=CONFLICT)
+    stage.observe("a", model("m"), model("x", gb=1), holdings=1)
+    assert stage.done(2) == [Unload(3, "m", "a", 1, False, "operator")]
+
+
+def test_a_model_that_leaves_by_itself_while_its_unload_waits_is_unloaded():
+    stage = Stage(models=("m", "n"))
+    stage.observe("a", model("n"))
+    stage.ask("r1")
+    stage.estimate("a")
+    stage.play(UnloadWanted("o1", "n"))
+    assert stage.observe("a", model("m", "loading")) == [Done("o1")]
+
+
 def test_an_unload_that_fails_says_so():
     stage = Stage()
     stage.observe("a", model("m"))

@@ -114,11 +114,10 @@ class Placing:
     def _to_ask(self, model: str, only: Iterable[str] | None) -> list[str]:
         """The nodes that might load it."""
         board = self._board
-        places = board.places.get(model, {})
         return [
             name
             for name in (board.nodes if only is None else only)
-            if board.is_usable(name) and not (name in places and places[name].has_memory)
+            if board.is_usable(name) and not why_not(board, board.nodes[name], model)
         ]
 
     def _is_answered(self, model: str, name: str) -> bool:

@@ -48,6 +48,3 @@ class Story(Generic[Subject]):
             StoryLine(at, text.format(*values))
             for at, text, *values in self._notes.get(subject, ())
         ]
-
-    def forget(self, subject: Subject) -> None:
-        self._notes.pop(subject, None)
