@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -386,6 +387,25 @@ async def test_a_failure_after_signs_of_life_is_the_dialects_error_event(
     go_on.set()
     no = sse.encode(b'{"no": "NO", "code": "invalid_request"}', event="no")
     assert (await asked.reply()).body.endswith(said("WAIT") + no)
+
+
+# aliases
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/shout"])
+async def test_a_neuron_is_asked_for_what_an_alias_stands_for(
+    a: ScriptedNeuron, tmp_path: Path, path: str
+) -> None:
+    models = tmp_path / "models.toml"
+    models.write_text('[aliases]\nshort = "only/a"\n', "utf-8")
+    async with running_desk(a, routes=ROUTES, models=str(models)) as desk:
+        body = {"at": "short", "model": "short", "shout": "hi", "n": 1}
+        reply = await desk.ask(path, body).reply()
+    assert reply.status == 200
+    (call,) = a.calls
+    assert call.json["model"] == "only/a"
+    assert call.json.get("n") == (1 if path.startswith("/v1") else None)
+    assert desk.outcomes[0].model == "only/a"
 
 
 # counting, and bodies that take long

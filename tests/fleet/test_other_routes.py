@@ -20,6 +20,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/detokenize": {"tokens": [1]},
     "/v1/chat/render": {"messages": [{"role": "user", "content": "hi"}]},
 }
+SETTINGS: dict[str, Any] = {"cors_origins": ["https://chat.example"]}
 USAGE = {"prompt_tokens": 7, "total_tokens": 7}
 LISTED = json.dumps({"data": [{"index": 0, "embedding": [0.25]}], "usage": USAGE}).encode()
 
@@ -137,3 +138,13 @@ async def test_questions_may_end_in_a_slash_and_may_want_no_more_than_a_head(rig
     head = await rig.ask("HEAD", path)
     assert (head.status, head.body) == (200, b"")
     assert head.headers["content-length"] == str(len(reply.body))
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/nope"])
+async def test_a_page_of_a_configured_origin_may_read_any_answer(rig: Rig, path: str):
+    page = "https://chat.example"
+    reply = await rig.ask("POST", path, {"model": "m"}, headers={"origin": page})
+    assert reply.headers["access-control-allow-origin"] == page
+    asked = {"origin": page, "access-control-request-method": "POST"}
+    reply = await rig.ask("OPTIONS", path, headers=asked)
+    assert (reply.status, reply.headers["access-control-allow-origin"]) == (204, page)

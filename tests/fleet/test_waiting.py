@@ -317,6 +317,7 @@ async def test_a_stream_that_waits_for_a_seat_hears_signs_of_life(late: LateNeur
         reply = await asked.reply()
     assert reply.body.replace(KEEP_ALIVE, b"") == HELLO
     (outcome,) = desk.outcomes
+    assert outcome.queued_s > 0.05
     assert (outcome.kind, outcome.device, outcome.retries) == ("ok", "cpu", 0)
 
 
