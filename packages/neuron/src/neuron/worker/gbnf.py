@@ -48,7 +48,9 @@ class FirstBytes:
         self._unknown = np.setdiff1d(np.arange(256), [pieces[t][0] for t in self.alone.tolist()])
         ids = np.array(text, np.int32)
         self._sample = ids[:: max(len(ids) // _SAMPLED, 1)]
-        self._of_byte = [ids[first == byte] for byte in range(256)]
+        order = np.argsort(first, kind="stable")
+        places = np.searchsorted(first[order], np.arange(1, 256))
+        self._of_byte = np.split(ids[order], places)
         self._sizes = np.array([*map(len, self._of_byte), 0])
         self._of = np.full(len(pieces), _NO_TEXT, np.int16)
         self._of[ids] = first
