@@ -187,6 +187,10 @@ class Board:
         """Room may have come up somewhere: look at everybody who waits."""
         self.unsettled.update(self.waiting.models)
 
+    def stir_blocked(self) -> None:
+        """Somebody may make room now: look at those for whom nothing is on its way."""
+        self.unsettled.update(m for m in self.waiting.models if not self.is_coming(m))
+
     def order(self) -> int:
         self._orders += 1
         return self._orders

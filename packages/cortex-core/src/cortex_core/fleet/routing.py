@@ -191,7 +191,7 @@ class Routing:
         place.busy -= 1
         place.used_at = board.now
         if place.busy == 0:
-            board.stir()
+            board.stir_blocked()
         return place
 
     def _blame(self, place: Place, ticket: Ticket, fault: Fault) -> None:
