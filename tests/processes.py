@@ -26,9 +26,10 @@ STOP_TIMEOUT_S = 30.0
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This environment without the variables that configure cortex, plus `extra`."""
+    """This environment without the variables that configure cortex, plus `extra`. No public hub is
+    ever asked by a test."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("NEURON_", "CORTEX_"))}
-    return kept | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
+    return kept | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"} | dict(extra or {})
 
 
 class Daemon:

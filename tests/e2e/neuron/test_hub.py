@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +22,7 @@ from tests.split_gguf import split_gguf
 TINY = Path(str(files("neuron") / "assets" / "tiny.gguf"))
 REPO = "org/tiny-GGUF"
 MIB = 1 << 20
+ONLINE = {"HF_HUB_OFFLINE": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def neuron(served: HubServer, folder: Path) -> Iterator[Daemon]:
-    with start_neuron(config=config(served, folder), models=()) as daemon:
+    with start_neuron(config=config(served, folder), models=(), environment=ONLINE) as daemon:
         yield daemon
 
 
@@ -90,6 +92,19 @@ async def load(client: Client, model: str, **more: object) -> dict:
     answer = await client.post("/models/load", {"model": model, "wait": True, **more})
     assert answer.status == 200, answer.body
     return answer.json
+
+
+def fetchers(parent: int) -> list[int]:
+    """Processes that download for a neuron."""
+    found: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_child = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1] == str(parent)
+            if is_child and "neuron.models.fetcher" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -257,7 +272,9 @@ async def test_a_token_is_sent_where_it_belongs(hub: HubServer, tmp_path: Path):
     token.write_text("hf_right\n")
     hub.token = "hf_right"
     with start_neuron(
-        config=config(hub, tmp_path, f'token_file = "{token}"\n'), models=(REPO,)
+        config=config(hub, tmp_path, f'token_file = "{token}"\n'),
+        models=(REPO,),
+        environment=ONLINE,
     ) as daemon:
         async with connect(daemon.url) as client:
             await client.until_ready(REPO)
@@ -265,7 +282,7 @@ async def test_a_token_is_sent_where_it_belongs(hub: HubServer, tmp_path: Path):
 
 
 async def test_the_public_hubs_token_is_not_shown_to_another(hub: HubServer, tmp_path: Path):
-    environment = {"HF_TOKEN": "hf_private"}
+    environment = {"HF_TOKEN": "hf_private", **ONLINE}
     with start_neuron(
         config=config(hub, tmp_path), models=(REPO,), environment=environment
     ) as daemon:
@@ -278,7 +295,7 @@ async def test_a_default_model_of_a_hub_that_is_gone_is_shown_as_failed(tmp_path
     with serve_hub() as hub:
         pass
     settings = config(hub, tmp_path)
-    with start_neuron(config=settings, models=(REPO,)) as daemon:
+    with start_neuron(config=settings, models=(REPO,), environment=ONLINE) as daemon:
         async with connect(daemon.url) as client:
             state = await client.until(lambda s: phase(s, REPO) == "failed")
             fault = state.models[0].fault
@@ -287,9 +304,24 @@ async def test_a_default_model_of_a_hub_that_is_gone_is_shown_as_failed(tmp_path
             assert hub.url in fault.message
 
 
+async def test_a_neuron_that_is_killed_takes_its_download_with_it(hub: HubServer, tmp_path: Path):
+    hub.held_at = 25 * MIB
+    settings, models = config(hub, tmp_path), ("org/large-GGUF",)
+    with start_neuron(config=settings, models=models, environment=ONLINE) as daemon:
+        assert await asyncio.to_thread(hub.is_held.wait, 20)
+        (fetcher,) = fetchers(daemon.pid)
+        handle = os.pidfd_open(fetcher)
+        daemon.signal(signal.SIGKILL)
+        ended = await asyncio.to_thread(select.select, [handle], [], [], 20)
+        os.close(handle)
+    assert ended[0]
+    assert leftovers(tmp_path) == []
+
+
 async def test_a_neuron_told_to_end_leaves_no_half_download(hub: HubServer, tmp_path: Path):
     hub.held_at = 25 * MIB
-    with start_neuron(config=config(hub, tmp_path), models=("org/large-GGUF",)) as daemon:
+    settings, models = config(hub, tmp_path), ("org/large-GGUF",)
+    with start_neuron(config=settings, models=models, environment=ONLINE) as daemon:
         assert await asyncio.to_thread(hub.is_held.wait, 20)
         assert await asyncio.to_thread(daemon.stop) == 0
     assert leftovers(tmp_path) == []

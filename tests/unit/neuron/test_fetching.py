@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from cortex_core.config.neuron import HubSource
 from cortex_core.errors import NoCapacity, PreflightFailed, UpstreamFailed
+from neuron.models.fetcher import FetchReport, Teller, bar_of
 from neuron.models.fetching import Fetch
 from neuron.models.hub import FetchOrder, Hub
 from tests.hub_server import HubServer, serve_hub
@@ -112,3 +116,28 @@ async def test_a_process_that_dies_is_a_failure_with_its_last_words(order: Fetch
     )
     with pytest.raises(UpstreamFailed, match="ended without a result; out of luck"):
         await run(Fetch(order, lambda: None, [sys.executable, "-c", last]))
+
+
+def test_a_file_put_together_from_chunks_is_told_by_what_is_on_the_disk():
+    # How the library tells of such a download; a server of chunks would be much to write for it.
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    reading, writing = os.pipe()
+    with open(reading) as told:
+        bar = bar_of(Teller(writing))
+        with XetDownloadProgressReporter(
+            reconstruction_desc="a", total=50 * MIB, log_level=30, tqdm_class=bar
+        ) as reporter:
+            for done in (0, 20, 50):
+                reporter.update_progress(
+                    SimpleNamespace(
+                        total_bytes=50 * MIB,
+                        total_bytes_completed=done * MIB,
+                        total_bytes_completion_rate=1.0,
+                        total_transfer_bytes_completed=done * MIB // 2,
+                        total_transfer_bytes_completion_rate=1.0,
+                    )
+                )
+        os.close(writing)
+        reports = [msgspec.json.decode(line, type=FetchReport) for line in told]
+    assert [report.have_bytes // MIB for report in reports] == [20, 50]

@@ -20,7 +20,7 @@ import msgspec
 from cortex_core.errors import CortexError, Fault, UpstreamFailed
 from neuron.models.hub import FetchOrder, failures_of, token_of
 
-__all__ = ["FetchReport", "main"]
+__all__ = ["FetchReport", "Teller", "bar_of", "main"]
 
 _REPORT_EVERY_S = 0.2
 _REPORT_BYTES = 10 << 20  # told at once: more may be long in coming
@@ -35,7 +35,9 @@ class FetchReport(msgspec.Struct, frozen=True, omit_defaults=True):
     fault: Fault | None = None
 
 
-class _Teller:
+class Teller:
+    """Writes reports to a file descriptor, not too many of them."""
+
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._have_bytes = 0
@@ -53,32 +55,30 @@ class _Teller:
         os.write(self._fd, msgspec.json.encode(report) + b"\n")
 
 
-def _bar_of(teller: _Teller) -> type:
+def bar_of(teller: Teller) -> type:
     """What huggingface_hub takes for a progress bar."""
+    from huggingface_hub.utils import tqdm
 
-    class Bar:
-        def __init__(self, *_: Any, initial: int = 0, **__: Any) -> None:
-            teller.came(initial)
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # nobody watches it
 
-        def update(self, size: float | None = 1) -> None:
-            teller.came(int(size or 0))
+        def update(self, n: float | None = 1) -> None:
+            teller.came(int(n or 0))
 
-        def __enter__(self) -> Bar:
-            return self
+        # Where a file is put together from chunks, what comes over the network is not what is on
+        # the disk; a bar that has these two is told of it apart.
 
-        def __exit__(self, *_: object) -> None:
+        def update_transfer(self, n: float | None = 1) -> None:
             pass
 
-        def __getattr__(self, name: str) -> Any:
-            """Whatever else a bar can do is for the eyes."""
-            if name == "update_transfer":
-                raise AttributeError(name)
-            return lambda *_, **__: None
+        def set_transfer_postfix_str(self, postfix: str, refresh: bool = False) -> None:
+            pass
 
     return Bar
 
 
-def _fetch(order: FetchOrder, teller: _Teller) -> str:
+def _fetch(order: FetchOrder, teller: Teller) -> str:
     from huggingface_hub import hf_hub_download
 
     paths: list[str] = []
@@ -91,7 +91,7 @@ def _fetch(order: FetchOrder, teller: _Teller) -> str:
                 cache_dir=order.cache_dir,
                 endpoint=order.endpoint,
                 token=token_of(order.endpoint, order.token),
-                tqdm_class=_bar_of(teller),
+                tqdm_class=bar_of(teller),
             )
         paths.append(path)
         _check_size(order, Path(path), size)
@@ -108,7 +108,9 @@ def _check_size(order: FetchOrder, path: Path, size: int) -> None:
 
 
 def _end(*_: object) -> NoReturn:
-    raise SystemExit(1)  # through the library, which removes the half of a file
+    # Through the library, which removes the half of a file, and calls off what native code does for
+    # it at this exception alone.
+    raise KeyboardInterrupt
 
 
 def _end_with_stdin() -> None:
@@ -119,7 +121,7 @@ def _end_with_stdin() -> None:
 def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the neuron decides when a Ctrl-C ends us
-    teller = _Teller(os.dup(1))
+    teller = Teller(os.dup(1))
     os.dup2(2, 1)  # what a library prints must not be read as a report
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=FetchOrder)
     threading.Thread(target=_end_with_stdin, daemon=True).start()
@@ -127,6 +129,8 @@ def main() -> None:
         teller.tell(FetchReport(order.total_bytes, path=_fetch(order, teller)))
     except CortexError as error:
         teller.tell(FetchReport(fault=error.fault))
+    except KeyboardInterrupt:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
