@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from cortex_core.errors import Fault
 from cortex_core.wire.sse import KEEP_ALIVE
 from cortex_gateway import vigil
-from tests.fleet.conftest import Rig
+from tests.fleet.conftest import Rig, eventually
 from tests.fleet.in_process import Desk, LateNeuron, running_desk
 from tests.fleet.scripted_neuron import Call, ScriptedNeuron, chunks_of, completion
 from tests.fleet.test_broken_answers import error_of, last_event
@@ -384,6 +386,86 @@ async def test_a_request_that_stops_halfway_is_told_so(a: ScriptedNeuron) -> Non
         reply = await asked.reply()
     assert (reply.status, error_of(reply.body)["code"]) == (408, "request_timeout")
     assert desk.outcomes[0].kind == "rejected"
+
+
+# waiting for a load, in the dialects that ship
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+ASKED = {
+    "/v1/chat/completions": {"messages": MESSAGES},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/messages": {"messages": MESSAGES, "max_tokens": 9},
+    "/v1/responses": {"input": "hi"},
+}
+ALIVE = {"/v1/messages": b"event: ping\n"}
+OVER = {
+    "/v1/messages": b"event: message_stop\n",
+    "/v1/responses": b"event: response.completed\n",
+}
+FAILED = {"/v1/messages": b"event: error\n", "/v1/responses": b"event: response.failed\n"}
+
+
+@pytest_asyncio.fixture
+async def cold_desk(a: ScriptedNeuron, tmp_path: Path) -> AsyncIterator[Desk]:
+    """Nobody has loaded the model new, which a could load; its loads wait for a's gate."""
+    a.shelf.sizes["new"] = 100
+    a.shelf.gate.clear()
+    models = tmp_path / "models.toml"
+    models.write_text('[[models]]\nid = "new"\n', "utf-8")
+    async with running_desk(a, models=str(models), max_waiting=1) as desk:
+        yield desk
+
+
+@pytest.mark.parametrize("path", ASKED)
+async def test_a_stream_that_waits_for_a_load_hears_signs_of_life_in_its_dialect(
+    a: ScriptedNeuron, cold_desk: Desk, path: str
+) -> None:
+    a.script = lambda call: call.stream(*chunks_of("hel", "lo", usage=True))
+    asked = cold_desk.ask(path, {"model": "new", "stream": True} | ASKED[path])
+    await asked.until(ALIVE.get(path, KEEP_ALIVE), 2)
+    a.shelf.gate.set()
+    reply = await asked.reply()
+    assert reply.status == 200
+    assert OVER.get(path, b"data: [DONE]\n") in reply.body
+    (outcome,) = cold_desk.outcomes
+    assert (outcome.kind, outcome.node, outcome.streamed) == ("ok", "a", True)
+    assert outcome.load_s is not None
+    assert 0 < outcome.load_s <= outcome.queued_s
+
+
+@pytest.mark.parametrize("path", ASKED)
+async def test_a_load_that_fails_is_told_in_the_dialect_of_who_waits(
+    a: ScriptedNeuron, cold_desk: Desk, path: str
+) -> None:
+    a.shelf.faults["new"] = Fault("gguf_corrupt", "bad magic")
+    asked = cold_desk.ask(path, {"model": "new", "stream": True} | ASKED[path])
+    await asked.until(ALIVE.get(path, KEEP_ALIVE))
+    a.shelf.gate.set()
+    reply = await asked.reply()
+    assert FAILED.get(path, b'data: {"error"') in reply.body
+    assert b"bad magic" in reply.body
+    assert OVER.get(path, b"[DONE]") not in reply.body
+    assert not a.calls
+    (outcome,) = cold_desk.outcomes
+    assert (outcome.kind, outcome.status, outcome.node) == ("rejected", 200, None)
+
+
+@pytest.mark.parametrize("path", ASKED)
+async def test_one_too_many_in_line_is_told_when_to_come_back(
+    a: ScriptedNeuron, cold_desk: Desk, path: str
+) -> None:
+    first = cold_desk.chat("new")
+    await eventually(lambda: _waits(cold_desk, "new"))
+    reply = await cold_desk.ask(path, {"model": "new", "stream": True} | ASKED[path]).reply()
+    assert reply.status == 429
+    assert int(reply.headers["retry-after"]) > 0
+    assert json.loads(reply.body)["error"]["type"] == "rate_limit_error"
+    a.shelf.gate.set()
+    assert (await first.reply()).status == 200
+
+
+async def _waits(desk: Desk, model: str) -> bool:
+    return desk.gateway.fleet.conductor.waiting.get(model, 0) > 0
 
 
 class TestBehindARealServer:
