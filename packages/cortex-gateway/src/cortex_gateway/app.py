@@ -112,13 +112,16 @@ class Gateway:
             except (ConfigError, InvalidConfiguration) as error:
                 _log.error('"not reloaded" cause="%s"', error)
                 raise InvalidConfiguration(f"nothing has changed: {error}") from None
-            await self._configure(config, models, neurons)
+            for name in await self._configure(config, models, neurons):
+                if f"neurons.{name}" not in changed:  # its token is another one
+                    changed.append(f"neurons.{name}")
             _log.info('"reloaded" changed="%s"', ", ".join(changed))
             return changed
 
     async def _configure(
         self, config: GatewayConfig, models: ModelsConfig, neurons: dict[str, Neuron]
-    ) -> None:
+    ) -> list[str]:
+        """Returns the names of the nodes that are asked in another way now."""
         self.config, self._models = config, models
         self._proxy.settings = config.gateway
         self.fleet.orders.stall_s = config.gateway.load_stall_s
@@ -132,6 +135,7 @@ class Gateway:
         for name in replaced:
             self.fleet.lost(name, "it is configured otherwise now")
         self.fleet.configured(Catalogue.of(models), Policy.of(config), neurons)
+        return replaced
 
     async def _watch(self, neurons: Collection[Neuron]) -> None:
         """Follow these neurons, and no others."""
