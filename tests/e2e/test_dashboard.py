@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -86,7 +86,7 @@ def gpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def series(gpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Series]:
+def series(gpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Series:
     """What Prometheus would have of a gateway and a neuron to which all has happened that is
     counted: answers, refusals, a cold load, one that failed, an eviction, a crash."""
     folder = tmp_path_factory.mktemp("models")
@@ -104,7 +104,7 @@ def series(gpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
             gateway_config(neuron.url), {"CORTEX_GATEWAY__MODELS": str(catalogue)}
         ) as gateway,
     ):
-        yield asyncio.run(_live(Stack(gateway, neuron), cold, str(odd)))
+        return asyncio.run(_live(Stack(gateway, neuron), cold, str(odd)))
 
 
 async def _live(stack: Stack, cold: str, odd: str) -> Series:
@@ -121,12 +121,12 @@ async def _live(stack: Stack, cold: str, odd: str) -> Series:
     assert unloaded.body["phase"] == "done", unloaded.body
 
     state = (await fetch("GET", f"{stack.neuron.url}/discovery")).body
-    held = {model["device"] for model in state["models"]}
-    idle = next(device for device in state["devices"] if device["id"] not in held)
+    home = next(model["device"] for model in state["models"] if model["id"] == TINY)
+    idle = next(device for device in state["devices"] if device["id"] != home)
     os.kill(idle["worker"]["pid"], signal.SIGABRT)
 
     async def is_told() -> bool:
-        late = {"neuron_worker_restarts_total", "neuron_kv_cells", "cortex_evictions_total"}
+        late = {"neuron_worker_last_failure_info", "neuron_kv_cells", "cortex_evictions_total"}
         return late <= (await _scraped(stack)).keys()
 
     await eventually(is_told, "what is known a moment later is in the metrics")
