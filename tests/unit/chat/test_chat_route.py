@@ -152,52 +152,6 @@ async def test_a_block_opened_by_the_prompt_is_shown_opened():
     assert content == "<think>\n\nhm ok\n</think>\n\nParis"
 
 
-# what the client began
-
-
-def _begun(text: str, **more: Any) -> dict[str, Any]:
-    messages = [*ask()["messages"], {"role": "assistant"} | more | {"content": text}]
-    return {"model": "m", "messages": messages, "continue_final_message": True}
-
-
-THOUGHT_ON: Script = [
-    ["started"],
-    [("reasoning", "\n see")],
-    [("reasoning", " it\n"), ("marker", "</think>"), ("content", "\n\nPa")],
-    [("content", "ris"), "stop"],
-]
-
-
-@pytest.mark.parametrize("text", ["<think>\nLet me", "<think>Let me ", "a <think> b <think>c"])
-async def test_a_thought_the_client_began_goes_on_without_a_seam(text: str):
-    (choice,) = (await _run(THOUGHT_ON, _begun(text))).json["choices"]
-    assert choice["message"]["reasoning_content"] == "\n see it"
-    assert choice["message"]["content"] == "Paris"
-
-
-@pytest.mark.parametrize("text", ["<think>", "<think>\n"])
-async def test_a_block_the_client_only_opened_begins_without_newlines(text: str):
-    (choice,) = (await _run(THOUGHT_ON, _begun(text))).json["choices"]
-    assert choice["message"]["reasoning_content"] == " see it"
-
-
-@pytest.mark.parametrize("text", ["<think>\nLet me", "<think>\n"])
-async def test_what_the_client_began_is_not_repeated_with_thinking_in_the_content(text: str):
-    got = await _run(THOUGHT_ON, _begun(text), headers={"x-include-thinking": "1"})
-    assert got.json["choices"][0]["message"]["content"] == "\n see it\n</think>\n\nParis"
-
-
-@pytest.mark.parametrize("text", ["So", "So ", "<think>\nhm\n</think>\n\nSo"])
-@pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_the_client_began_goes_on_verbatim(text: str, stream: bool):
-    script: Script = [["started"], [("content", " ")], [("content", "\n it"), "stop"]]
-    registry = PlayedRegistry(script)
-    got = await Exchanged(registry, _begun(text) | {"stream": stream}).run()
-    assert registry.generate.prompt == "<user>hi<assistant>" + text
-    message = _streamed_message(got) if stream else got.json["choices"][0]["message"]
-    assert message == {"role": "assistant", "content": " \n it"}
-
-
 async def test_a_user_who_writes_of_a_marker_has_not_begun_a_thought():
     got = await _run(HELLO, ask("what is <think> for?"), headers={"x-include-thinking": "1"})
     assert got.json["choices"][0]["message"]["content"] == "Hello"
@@ -212,9 +166,6 @@ async def test_an_answer_that_frames_itself_is_read_without_tools_too():
     ]
     got = await Exchanged(PlayedRegistry(script, info(template)), ask()).run()
     assert got.json["choices"][0]["message"]["content"] == "Hello"
-
-
-# tool calls
 
 
 async def test_a_tool_call():
