@@ -80,8 +80,13 @@ async def client(neuron: Daemon, hub: HubServer, folder: Path) -> AsyncIterator[
 
 
 def config(hub: HubServer, folder: Path, more: str = "") -> str:
-    source = f'[[models.sources]]\nname = "local"\nendpoint = "{hub.url}"\n'
-    return f'{source}cache_dir = "{folder / "cache"}"\n{more}[engine]\ncontext = 512\n'
+    """Two sources, "local" and "other", which have caches of their own."""
+    sources = "".join(
+        f'[[models.sources]]\nname = "{name}"\nendpoint = "{hub.url}"\n'
+        f'cache_dir = "{folder / "cache" / name}"\n{more}'
+        for name in ("local", "other")
+    )
+    return f"{sources}[engine]\ncontext = 512\n"
 
 
 def phase(state: NodeState, model: str) -> str | None:
@@ -260,6 +265,15 @@ async def test_an_unknown_source_is_named_with_those_there_are(client: Client):
     answer = await client.post("/models/load", {"model": REPO, "source": "elsewhere"})
     assert (answer.status, answer.error["param"]) == (400, "source")
     assert "sources: local" in answer.error["message"]
+
+
+async def test_a_load_may_say_where_its_model_comes_from(client: Client, folder: Path):
+    loaded = await load(client, REPO, source="other")
+    assert loaded["result"]["path"].startswith(str(folder / "cache" / "other"))
+    again = await client.post("/models/load", {"model": REPO, "source": "other"})
+    assert (again.status, again.json["phase"]) == (200, "done")
+    refused = await client.post("/models/load", {"model": REPO, "source": "local"})
+    assert (refused.status, refused.error["param"]) == (409, "source")
 
 
 async def test_a_file_of_the_node_comes_from_no_source(client: Client):

@@ -118,6 +118,11 @@ async def test_a_process_that_dies_is_a_failure_with_its_last_words(order: Fetch
         await run(Fetch(order, lambda: None, [sys.executable, "-c", last]))
 
 
+async def test_a_process_that_cannot_be_made_is_a_typed_failure(order: FetchOrder):
+    with pytest.raises(UpstreamFailed, match="cannot be downloaded"):
+        await run(Fetch(order, lambda: None, ["/nonexistent"]))
+
+
 def test_a_file_put_together_from_chunks_is_told_by_what_is_on_the_disk():
     # How the library tells of such a download; a server of chunks would be much to write for it.
     from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,16 +52,20 @@ class Fetch:
         self._called_off.set()
 
     async def run(self) -> Path:
-        """The first file, when all are here. Raises what the hub's or the disk's failure is, and
-        NoCapacity when it is called off. Waits as long as the hub sends anything at all: the
+        """The first file, when all are here. Raises what the hub's or the disk's failure is,
+        NoCapacity when it is called off, and UpstreamFailed for a process that cannot be made or
+        ends without a word. Waits as long as the hub sends anything at all: the
         library gives up on one that is silent for some seconds, several times over."""
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise UpstreamFailed(f"{self._order.repo}: cannot be downloaded: {error}") from None
         reading = asyncio.create_task(self._read(process), name=f"fetch {self._order.repo}")
         calling_off = asyncio.create_task(self._called_off.wait())
         try:
@@ -109,7 +114,8 @@ class Fetch:
 async def _end(process: asyncio.subprocess.Process) -> None:
     """SIGTERM, a moment to tidy up, then SIGKILL; at once for one that has ended."""
     if process.returncode is None:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
     try:
         async with asyncio.timeout(_END_S):
             await process.wait()

@@ -264,6 +264,8 @@ class Loading:
             device = entry.device
         if wanted.device is not None:
             options["device"], has["device"] = wanted.device, (device,)
+        if wanted.source is not None:
+            options["source"], has["source"] = wanted.source, (first.source or wanted.source,)
         for name, value in options.items():
             if value not in has[name]:
                 raise Conflict(
