@@ -248,6 +248,26 @@ async def test_a_stream_that_is_answered_with_something_else_fails(
     assert error["message"] == "the node a answered a stream with something else"
 
 
+async def test_no_sign_of_life_falls_into_an_answer_that_is_no_stream(
+    a: ScriptedNeuron, desk: Desk
+) -> None:
+    go_on = asyncio.Event()
+    body = json.dumps(completion("x" * 2_000_000)).encode()
+
+    async def pause(call: Call) -> None:
+        await call.raw(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        await call.raw(body[:1_500_000])
+        await go_on.wait()
+        await call.raw(body[1_500_000:])
+
+    a.script = pause
+    asked = desk.chat("only/a", stream=True)
+    await asked.until(b"x" * 1_000_000)
+    await asyncio.sleep(0.15)  # several signs of life would have come by now
+    go_on.set()
+    assert (await asked.reply()).body == body
+
+
 async def test_a_stream_that_begins_with_an_error_is_refused_as_such(
     a: ScriptedNeuron, desk: Desk
 ) -> None:

@@ -107,9 +107,12 @@ class Reply:
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     def keep_alive(self) -> None:
-        """Say that the request is being minded. Waits for nothing; a client that has not taken the
-        last such word gets no other."""
-        if self.is_mid_event or (self._speaking is not None and not self._speaking.done()):
+        """Say that the request is being minded, where that can be said: not within an event, nor
+        in an answer that is no stream. Waits for nothing; a client that has not taken the last
+        such word gets no other."""
+        if self.is_mid_event or (self.status and not self._is_event_stream):
+            return
+        if self._speaking is not None and not self._speaking.done():
             return
         # Worded now, because an answer's first events, which may come next, build on it.
         word = self.voice.keep_alive()
