@@ -24,7 +24,8 @@ class HubServer:
     the status that its API answers with. `statuses_of_downloads`: what the next requests for
     contents get. `cuts`: how many more downloads break off in the middle.
     `held_at`: a download stops after so many bytes until `release()`; `is_held` says that one
-    has. `claims`: file → the size the API claims."""
+    has. `claims`: file → the size the API claims. `redirects`: contents are at another origin.
+    `is_silent`: nothing is answered until `release()`."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -45,10 +46,14 @@ class HubServer:
         self.begun_at: list[int] = []  # and from which byte on
         self.requests: list[str] = []
         self.tokens: list[str | None] = []
+        self.tokens_elsewhere: list[str | None] = []
+        self.redirects = False
+        self.is_silent = False
         self._released = threading.Event()
 
     def release(self) -> None:
         self.held_at = None
+        self.is_silent = False
         self._released.set()
 
     def wait(self) -> None:
@@ -73,7 +78,13 @@ class _Handler(BaseHTTPRequestHandler):
         hub, url = self.hub, urlsplit(self.path)
         path = unquote(url.path)
         sent = self.headers.get("authorization")
+        if match := re.fullmatch(r"/elsewhere/([^/]+/[^/]+)/(.+)", path):
+            hub.tokens_elsewhere.append(sent)
+            self._download(match[1], match[2], has_body)
+            return
         hub.tokens.append(sent)
+        if hub.is_silent:
+            hub.wait()
         if hub.token is not None and sent != f"Bearer {hub.token}":
             self._send(401, b'{"error": "Invalid username or password."}', has_body)
         elif path == "/api/models":
@@ -83,7 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/main", path):
             self._describe(match[1], has_body)
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            self._download(match[1], match[2], has_body)
+            if hub.redirects:
+                self._redirect(match[1], match[2], has_body)
+            else:
+                self._download(match[1], match[2], has_body)
         else:
             self._send(404, b"{}", has_body)
 
@@ -100,6 +114,18 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         body = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings}
         self._send(200, json.dumps(body).encode(), has_body)
+
+    def _redirect(self, repo: str, name: str, has_body: bool) -> None:
+        """To another origin, as large files of the public hub are."""
+        content = self.hub.repos[repo][name]
+        origin = self.hub.url.replace("127.0.0.1", "localhost")
+        headers = {
+            "location": f"{origin}/elsewhere/{repo}/{name}",
+            "x-linked-etag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "x-linked-size": str(len(content)),
+            "x-repo-commit": COMMIT,
+        }
+        self._send(302, b"", has_body, headers)
 
     def _download(self, repo: str, name: str, has_body: bool) -> None:
         hub = self.hub

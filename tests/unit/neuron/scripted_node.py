@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cortex_core.config.neuron import EngineSection
 from cortex_core.fleet.discovery import DeviceState, ModelState, NodeState, WorkerState
 from cortex_core.wire import ipc
+from neuron.models.hub import Hub
 from neuron.models.registry import Registry, Wanted
 from neuron.models.resolve import Resolver
 from neuron.streams import RequestStream
@@ -79,9 +80,10 @@ async def node(
     devices: int = 1,
     max_waiting: int = 4,
     cpu_memory_bytes: int = 0,
+    hubs: Mapping[str, Hub] | None = None,
 ) -> AsyncIterator[Node]:
     engine = EngineSection(parallel=2, max_waiting=max_waiting)
-    registry = Registry("n", engine, Resolver([str(folder)]), cpu_memory_bytes)
+    registry = Registry("n", engine, Resolver([str(folder)], hubs=hubs), cpu_memory_bytes)
     limits = Limits(backoff_first_s=0.01)
     supervisors = {}
     for n in range(devices):

@@ -57,6 +57,19 @@ async def test_what_comes_is_told_and_the_file_is_whole(order: FetchOrder):
     assert seen[-1] == 1.0
 
 
+async def test_a_file_at_another_origin_is_fetched_without_the_token(
+    hub: HubServer, tmp_path: Path
+):
+    hub.token, hub.redirects = "hf_secret", True
+    (tmp_path / "token").write_text("hf_secret")
+    model = Hub(HubSource("h", hub.url, str(tmp_path / "token"), str(tmp_path))).find(REPO, None)
+    assert model.header().file_bytes == len(CONTENT)
+    assert (await run(Fetch(model.order, lambda: None))).read_bytes() == CONTENT
+    assert set(hub.tokens) == {"Bearer hf_secret"}
+    assert hub.tokens_elsewhere
+    assert set(hub.tokens_elsewhere) == {None}
+
+
 async def test_what_is_called_off_ends_though_the_hub_sends_nothing(
     hub: HubServer, order: FetchOrder, tmp_path: Path
 ):

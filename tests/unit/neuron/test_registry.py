@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cortex_core.config.neuron import HubSource
 from cortex_core.errors import (
     Conflict,
     InvalidRequest,
@@ -20,8 +21,11 @@ from cortex_core.errors import (
     UpstreamFailed,
 )
 from cortex_core.fleet.discovery import DeviceState, WorkerState
+from neuron.models import loading
+from neuron.models.hub import Hub
 from neuron.models.operations import OperationRecord, Operations
 from neuron.models.registry import Wanted
+from tests.hub_server import serve_hub
 from tests.unit.neuron.gguf_bytes import gguf, tensor
 from tests.unit.neuron.scripted_node import ANYHOW, fill, node
 
@@ -251,6 +255,19 @@ async def test_an_estimate_for_a_device_that_is_not_there_names_those_that_are(l
         with pytest.raises(InvalidRequest, match="devices: cpu:0") as caught:
             await n.registry.estimate("x.gguf", Wanted(device="cuda:9"))
         assert caught.value.param == "device"
+
+
+async def test_a_hub_that_does_not_answer_holds_nobody_up_for_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loading, "_INSPECT_S", 0.2)
+    with serve_hub() as server:
+        server.is_silent = True
+        hub = Hub(HubSource("h", server.url, cache_dir=str(folder)))
+        async with node(folder, hubs={"h": hub}) as n:
+            with pytest.raises(UpstreamFailed, match="org/a: not found out about within"):
+                await n.load("org/a")
+            assert n.phase("org/a") is None
 
 
 async def test_other_options_are_a_conflict_by_name(folder: Path):
