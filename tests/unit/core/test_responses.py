@@ -48,6 +48,7 @@ CUSTOM = {"type": "custom", "name": "shell", "description": "runs"}
 class Remembered:
     def __init__(self, responses: dict[str, list[Item]]) -> None:
         self._responses = responses
+        self.kept: list[str] = []
 
     def items(self, response: str) -> list[Item] | None:
         return self._responses.get(response)
@@ -55,6 +56,13 @@ class Remembered:
     def item(self, name: str) -> Item | None:
         every = (item for items in self._responses.values() for item in items)
         return next((item for item in every if item.get("id") == name), None)
+
+    def keep(self, response: dict[str, Any], conversation: list[Item]) -> None:
+        self.kept.append(response["status"])
+        self._responses[response["id"]] = conversation + response["output"]
+
+
+ASKED = json.dumps({"model": "m", "input": "hi", "stream": True}).encode()
 
 
 def translated(**fields: Any) -> ResponsesTranslation:
@@ -427,7 +435,25 @@ def test_an_answer_cut_short_is_incomplete() -> None:
     assert last["type"] == "response.incomplete"
     assert last["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
     assert last["response"]["output"][0]["status"] == "incomplete"
-    assert translation.is_kept
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_what_came_to_its_end_is_kept_before_that_is_told(finish: str) -> None:
+    memory = Remembered({})
+    translation = translate_responses(ASKED, memory)
+    translation.feed(STREAM[3] + chunk({}, finish))
+    assert not memory.kept
+    translation.feed(END.partition(b"\n\n")[2])
+    assert memory.kept == ["completed" if finish == "stop" else "incomplete"]
+    kept = memory.items(translation.response["id"]) or []
+    assert [item["role"] for item in kept] == ["user", "assistant"]
+
+
+def test_what_is_not_to_be_stored_is_not_kept() -> None:
+    memory = Remembered({})
+    body = {"model": "m", "input": "hi", "store": False}
+    translate_responses(json.dumps(body).encode(), memory).whole(completion(content="x"))
+    assert not memory.kept
 
 
 def test_logprobs_go_with_their_text() -> None:
@@ -448,12 +474,13 @@ def test_an_empty_answer_is_an_empty_message() -> None:
 
 
 def test_a_broken_stream_is_a_failed_response_that_is_not_kept() -> None:
-    translation = translated(stream=True)
+    memory = Remembered({})
+    translation = translate_responses(ASKED, memory)
     data = translation.feed(STREAM[3]) + translation.error_event(UpstreamFailed("it fell over"))
     events = events_of(data)
     assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
     assert events[-1]["response"]["error"]["code"] == "server_error"
-    assert not translation.is_kept
+    assert not memory.kept
 
 
 def test_an_error_that_the_node_tells_is_told() -> None:

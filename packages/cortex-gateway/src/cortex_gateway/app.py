@@ -22,6 +22,7 @@ from cortex_core.fleet.conductor import Conductor, Policy
 from cortex_core.fleet.events import OrderEnded
 from cortex_gateway.admission import Admission
 from cortex_gateway.cors import Cors
+from cortex_gateway.dialects import dialects
 from cortex_gateway.edge import Edge, Send
 from cortex_gateway.errands import Errands
 from cortex_gateway.fleet import Fleet
@@ -33,6 +34,7 @@ from cortex_gateway.orders import Order
 from cortex_gateway.proxy import PATHS, Proxy
 from cortex_gateway.reload import changes
 from cortex_gateway.requestlog import RequestLog
+from cortex_gateway.response_store import ResponseStore
 from cortex_gateway.routes import ADMIN_ROUTES, METRICS_ROUTES, ROUTES
 from cortex_gateway.routes.answers import EXCEPTION_HANDLERS
 from cortex_gateway.statefile import StateFile
@@ -62,6 +64,11 @@ class Gateway:
         settings = config.gateway
         folder = settings.state_dir
         file = None if folder is None else StateFile(Path(folder))
+        self.responses = ResponseStore(
+            None if folder is None else Path(folder),
+            ttl_s=settings.responses_ttl_s,
+            most_bytes=settings.responses_max_mb * 1024 * 1024,
+        )
         self.guard = Guard(settings.admin_token_file)
         self.upstream = Upstream(config.neurons, settings.connect_timeout_s)
         names = [entry.name for entry in config.neurons]
@@ -74,7 +81,14 @@ class Gateway:
         level = logging.getLevelNamesMapping()[settings.log_level.upper()]
         self._log = RequestLog(sys.stderr, level)
         self.ledger = Ledger(self.fleet.known, self.metrics, self._log)
-        self._proxy = Proxy(settings, self.fleet, self.upstream, self.admission, self.ledger.record)
+        self._proxy = Proxy(
+            settings,
+            self.fleet,
+            self.upstream,
+            self.admission,
+            self.ledger.record,
+            dialects(self.responses, keeps_attribution=settings.keep_attribution),
+        )
         origins = settings.cors_origins
         self.app = Cors(self._answer, origins) if origins else self._answer
         own_admin = settings.admin_listen is not None
@@ -88,6 +102,7 @@ class Gateway:
     async def __aenter__(self) -> Gateway:
         async with contextlib.AsyncExitStack() as exits:
             exits.callback(self._log.flush)
+            exits.push_async_callback(self.responses.close)
             await exits.enter_async_context(self.upstream)
             await exits.enter_async_context(self.fleet)
             await exits.enter_async_context(self.keeping)

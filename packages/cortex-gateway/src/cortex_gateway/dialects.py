@@ -15,12 +15,22 @@ import msgspec
 
 from cortex_core.errors import CortexError, UpstreamFailed, render_anthropic, render_responses
 from cortex_core.translate.anthropic_request import translate_messages
-from cortex_core.translate.responses_request import translate_responses
+from cortex_core.translate.responses_request import Memory, NoMemory, translate_responses
 from cortex_core.translate.translation import Translation
 from cortex_core.wire import sse
 from cortex_gateway.edge import error_body
 
-__all__ = ["ANTHROPIC", "DIALECTS", "OPENAI", "RESPONSES", "Counting", "Dialect", "Route", "Voice"]
+__all__ = [
+    "ANTHROPIC",
+    "DIALECTS",
+    "OPENAI",
+    "RESPONSES",
+    "Counting",
+    "Dialect",
+    "Route",
+    "Voice",
+    "dialects",
+]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -108,27 +118,37 @@ class Counting:
         return _encode({"input_tokens": count})
 
 
-def _respond(body: bytes) -> Translation:
-    return translate_responses(body, created_at=time.time())
+def dialects(memory: Memory, *, keeps_attribution: bool) -> dict[str, Route]:
+    """By path. `memory` is where responses are kept; `keeps_attribution` as
+    `cortex_core.translate.anthropic_request` has it."""
+
+    def respond(body: bytes) -> Translation:
+        return translate_responses(body, memory, created_at=time.time())
+
+    def message(body: bytes) -> Translation:
+        return translate_messages(body, keeps_attribution=keeps_attribution)
+
+    def count(body: bytes) -> Translation:
+        return Counting(
+            translate_messages(body, is_count=True, keeps_attribution=keeps_attribution)
+        )
+
+    chat = Route("/v1/chat/completions", is_generating=True)
+    return {
+        "/v1/chat/completions": chat,
+        "/v1/chat/render": Route("/v1/chat/render", has_query=True),
+        "/v1/completions": Route("/v1/completions", is_generating=True),
+        "/v1/embeddings": Route("/v1/embeddings"),
+        "/v1/messages": chat._replace(dialect=ANTHROPIC, translate=message),
+        "/v1/messages/count_tokens": Route(
+            "/v1/chat/render?tokens=false", ANTHROPIC, translate=count
+        ),
+        "/v1/rerank": Route("/v1/rerank"),
+        "/v1/responses": chat._replace(dialect=RESPONSES, translate=respond),
+        "/tokenize": Route("/tokenize"),
+        "/detokenize": Route("/detokenize"),
+    }
 
 
-def _count(body: bytes) -> Translation:
-    return Counting(translate_messages(body, is_count=True))
-
-
-DIALECTS: dict[str, Route] = {
-    "/v1/chat/completions": Route("/v1/chat/completions", is_generating=True),
-    "/v1/chat/render": Route("/v1/chat/render", has_query=True),
-    "/v1/completions": Route("/v1/completions", is_generating=True),
-    "/v1/embeddings": Route("/v1/embeddings"),
-    "/v1/messages": Route(
-        "/v1/chat/completions", ANTHROPIC, is_generating=True, translate=translate_messages
-    ),
-    "/v1/messages/count_tokens": Route("/v1/chat/render?tokens=false", ANTHROPIC, translate=_count),
-    "/v1/rerank": Route("/v1/rerank"),
-    "/v1/responses": Route(
-        "/v1/chat/completions", RESPONSES, is_generating=True, translate=_respond
-    ),
-    "/tokenize": Route("/tokenize"),
-    "/detokenize": Route("/detokenize"),
-}
+DIALECTS = dialects(NoMemory(), keeps_attribution=False)
+"""Those of a gateway that keeps no responses."""

@@ -40,7 +40,9 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `state_dir`; None = for as long as the gateway runs. A load without progress for `load_stall_s`
     is given up. `/admin` is served where clients connect unless it has an `admin_listen`, and asks
     for the token in `admin_token_file` if there is one. Pages of `cors_origins` may read answers in
-    a browser; `*` = all pages."""
+    a browser; `*` = all pages. Responses (`/v1/responses`) are kept for `responses_ttl_s`, the
+    newest `responses_max_mb` of them. With `keep_attribution` the line that a coding agent puts
+    into its system prompt, another one for each request, stays there."""
 
     listen: str = "0.0.0.0:31313"
     metrics_listen: str = "0.0.0.0:31314"
@@ -57,6 +59,9 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin_listen: str | None = None
     admin_token_file: str | None = None
     cors_origins: list[str] = []
+    responses_ttl_s: Positive = 86400.0
+    responses_max_mb: Annotated[int, msgspec.Meta(ge=1)] = 256
+    keep_attribution: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -38,7 +38,7 @@ def _new_id(kind: str) -> str:
 class ResponsesTranslation:
     """See `cortex_core.translate.translation.Translation`. `conversation`: what the request's
     messages were made from; with the response's `output` it is what a later request goes on
-    from."""
+    from. `keep` gets both when the response has come to its end, and never one that failed."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class ResponsesTranslation:
         conversation: list[Item],
         customs: frozenset[str],
         created_at: float,
+        keep: Callable[[dict[str, Any], list[Item]], None] | None = None,
         new_id: Callable[[str], str] = _new_id,
     ) -> None:
         self.model = request.model
@@ -59,16 +60,12 @@ class ResponsesTranslation:
         self.request = request
         self.response: dict[str, Any] = _blank(request, new_id("resp"), created_at)
         self._customs = customs
+        self._keep = keep
         self._new_id = new_id
         self._number = 0
         self._is_open = False
         self._item: _Part | _Call | None = None
         self._finish: str | None = None
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the response is one to store: the client wants it, and it came to an end."""
-        return self.request.store and self.response["status"] in ("completed", "incomplete")
 
     def started(self, prompt: int, cached: int) -> None:
         """Nothing: a response tells of its tokens at its end."""
@@ -212,6 +209,8 @@ class ResponsesTranslation:
             "output_tokens_details": {"reasoning_tokens": usage.reasoning},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
+        if self._keep is not None:
+            self._keep(self.response, self.conversation)
         return events
 
 

@@ -29,13 +29,18 @@ _FREE_TEXT = {
 
 
 class Memory(Protocol):
-    """What is stored of earlier responses; None for what is not, or no longer."""
+    """What is stored of responses; None for what is not, or no longer."""
 
     def items(self, response: str) -> list[Item] | None:
         """The whole conversation up to and with this response, oldest first."""
         ...
 
     def item(self, name: str) -> Item | None: ...
+
+    def keep(self, response: dict[str, Any], conversation: list[Item]) -> None:
+        """Store a response that has come to its end, and what it answered. Called before anybody
+        is told of that end."""
+        ...
 
 
 class NoMemory:
@@ -46,6 +51,9 @@ class NoMemory:
 
     def item(self, name: str) -> Item | None:
         return None
+
+    def keep(self, response: dict[str, Any], conversation: list[Item]) -> None:
+        pass
 
 
 _NOTHING = NoMemory()
@@ -98,6 +106,7 @@ def translate_responses(
         conversation=before + given,
         customs=customs,
         created_at=created_at,
+        keep=memory.keep if request.store else None,
     )
 
 
