@@ -33,7 +33,7 @@ ROOM_BYTES = 10_000
 
 class Shelf:
     """`sizes`: bytes of each model that could be loaded. `gate`: loads finish while it is set.
-    `faults`: model → what its loads fail with. `is_stuck`: operations are never seen to end.
+    `faults`: model → what its loads fail with; `unreadable`: model → why it is not even tried.
     `said`: every order that was taken or refused, as (verb, model)."""
 
     def __init__(self, neuron: ScriptedNeuron) -> None:
@@ -43,6 +43,7 @@ class Shelf:
         self.sizes: dict[str, int] = {}
         self.gate = asyncio.Event()
         self.faults: dict[str, Fault] = {}
+        self.unreadable: dict[str, Fault] = {}
         self.busy: Counter[str] = Counter()
         self.operations: dict[str, Operation] = {}
         self.said: list[tuple[str, str]] = []
@@ -52,6 +53,7 @@ class Shelf:
         self.sizes = {}
         self.gate.set()
         self.faults = {}
+        self.unreadable = {}
         self.operations = {}
         self.said = []
 
@@ -106,6 +108,8 @@ class Shelf:
         return {"model": model, "total_bytes": size, "devices": [], "device": device}
 
     def _size(self, model: str) -> int:
+        if model in self.unreadable:
+            raise CortexError.from_fault(self.unreadable[model])
         held = {state.id: state.memory_bytes for state in self._neuron.state.models}
         sizes = held | self.sizes
         if model not in sizes:

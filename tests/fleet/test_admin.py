@@ -79,8 +79,16 @@ async def test_a_load_that_fails_says_why(rig: Rig) -> None:
     rig.b.shelf.faults["new"] = Fault("gguf_corrupt", "bad magic")
     order = {"model": "new", "node": "b", "wait": True}
     reply = await rig.ask("POST", "/admin/models/load", order)
-    assert reply.status in (422, 503)
+    assert (reply.status, error_of(reply.body)["code"]) == (503, "no_capacity")
     assert "bad magic" in error_of(reply.body)["message"]
+
+
+async def test_a_file_that_no_node_can_read_is_refused_in_the_nodes_own_words(rig: Rig) -> None:
+    for neuron in rig.neurons.values():
+        neuron.shelf.unreadable["spoilt"] = Fault("gguf_corrupt", "bad magic")
+    reply = await rig.ask("POST", "/admin/models/load", {"model": "spoilt", "wait": True})
+    error = error_of(reply.body)
+    assert (reply.status, error["code"], error["message"]) == (422, "gguf_corrupt", "bad magic")
 
 
 async def test_a_load_of_what_is_nowhere_is_a_404(rig: Rig) -> None:

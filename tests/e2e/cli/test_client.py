@@ -106,7 +106,8 @@ def test_a_second_model_is_loaded_by_path_used_and_unloaded(
     assert loaded.stdout.startswith("loaded ")
     assert "on local" in loaded.stdout
     assert "2 x 512 tokens in q8_0" in loaded.stdout
-    assert loaded.stderr == f"loading {path} on local\n"
+    assert loaded.stderr.startswith(f"loading {path}")
+    assert len(loaded.stderr.splitlines()) == 1
 
     listed = json.loads(cortex("models", "--json").stdout)["data"]
     (second,) = (entry["id"] for entry in listed if entry["id"] != "cortex/tiny")
@@ -140,6 +141,57 @@ def test_unloading_what_is_not_loaded_fails(cortex: Cortex) -> None:
     done = cortex("unload", "no/such")
     assert done.returncode == 1
     assert "no/such" in done.stderr
+
+
+def test_a_drained_node_gets_nothing_until_it_is_taken_back(cortex: Cortex) -> None:
+    drained = cortex("drain", "local")
+    assert (drained.returncode, drained.stderr) == (0, "")
+    assert "draining" in cortex("status").stdout
+    refused = cortex("chat", "-m", "cortex/tiny", QUESTION)
+    assert refused.returncode == 1
+    assert "drain" in refused.stderr
+    assert cortex("undrain", "local").returncode == 0
+    assert "Paris" in cortex("chat", *GREEDY, "--no-think", QUESTION).stdout
+
+
+def test_a_pin_is_shown_and_taken_out(cortex: Cortex) -> None:
+    assert cortex("pin", "cortex/tiny").returncode == 0
+    assert "cortex/tiny (pinned)" in cortex("status").stdout
+    assert cortex("unpin", "cortex/tiny").returncode == 0
+    assert "pinned" not in cortex("status").stdout
+    unknown = cortex("pin", "no/such")
+    assert (unknown.returncode, "[model_not_found]" in unknown.stderr) == (1, True)
+
+
+def test_explain_says_where_a_model_is_and_what_was_considered(cortex: Cortex) -> None:
+    done = cortex("explain", "placement", "cortex/tiny")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cortex/tiny is ready on local\n")
+    raw = json.loads(cortex("explain", "placement", "cortex/tiny", "--json").stdout)
+    assert raw["ready_on"] == ["local"]
+
+
+def test_explain_tells_a_requests_story_by_its_id(cortex: Cortex) -> None:
+    body = {"model": "cortex/tiny", "messages": [{"role": "user", "content": QUESTION}]}
+    request = urllib.request.Request(
+        cortex.url + "/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"x-request-id": "explained-1", "content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert response.status == 200
+    done = cortex("explain", "request", "explained-1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("explained-1: ok, HTTP 200 by local")
+    assert "sent to local" in done.stdout
+    unknown = cortex("explain", "request", "nobodys")
+    assert (unknown.returncode, "[not_found]" in unknown.stderr) == (1, True)
+
+
+def test_a_reload_of_the_same_files_changes_nothing(cortex: Cortex) -> None:
+    done = cortex("reload")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "nothing has changed\n"
 
 
 class Terminal:
@@ -251,7 +303,7 @@ def test_a_load_on_a_terminal_shows_its_progress(cortex: Cortex, models_dir: Pat
     path = str(models_dir / "second.gguf")
     terminal = Terminal("load", path, url=cortex.url)
     assert terminal.ended() == 0
-    assert f"loading {path} on local" in terminal.seen
+    assert f"loading {path}" in terminal.seen
     assert "100%" in terminal.seen
     assert f"loaded {path}" in terminal.seen
     assert cortex("unload", path).returncode == 0

@@ -32,6 +32,13 @@ COMMANDS = [
     ("models",),
     ("load", "x"),
     ("unload", "x"),
+    ("pin", "x"),
+    ("unpin", "x"),
+    ("drain", "x"),
+    ("undrain", "x"),
+    ("reload",),
+    ("explain", "placement", "x"),
+    ("explain", "request", "x"),
     ("chat", "hi"),
     ("chat", "-m", "x", "hi"),
 ]
@@ -71,7 +78,8 @@ def test_an_unknown_command_is_wrong_usage() -> None:
 
 
 def test_every_command_has_help() -> None:
-    for name in (*cortex.list_commands(None), "config check"):  # type: ignore[arg-type]
+    groups = ("config check", "explain placement", "explain request")
+    for name in (*cortex.list_commands(None), *groups):  # type: ignore[arg-type]
         result = _run(*name.split(), "--help")
         assert (name, result.exit_code) == (name, 0)
 
@@ -91,6 +99,17 @@ def test_a_good_configuration_passes_the_check(gateway_toml: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert f"{gateway_toml}: ok" in result.stdout
     assert "neurons: a" in result.stdout
+
+
+def test_the_catalogue_is_checked_with_the_gateways_file(gateway_toml: Path) -> None:
+    gateway_toml.write_text('[gateway]\nmodels = "models.toml"\n')
+    catalogue = gateway_toml.with_name("models.toml")
+    catalogue.write_text('[[models]]\nid = "org/m"\n')
+    assert "models: org/m" in _run("config", "check", str(gateway_toml)).stdout
+    catalogue.write_text('[[models]]\nid = "org/m"\ncontxt = 1\n')
+    result = _run("config", "check", str(gateway_toml))
+    assert result.exit_code == 2
+    assert f"{catalogue}: models[0].contxt: unknown key" in result.stderr
 
 
 def test_a_good_neuron_configuration_passes_the_check(tmp_path: Path) -> None:

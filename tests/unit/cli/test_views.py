@@ -5,13 +5,29 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import msgspec
 from rich.console import Console, RenderableType
 
-from cortex_cli.gateway import FleetNode, FleetView
-from cortex_cli.views import catalogue, device_table, fleet_line, model_table, troubles
+from cortex_cli.views import (
+    catalogue,
+    device_table,
+    fleet_line,
+    model_table,
+    placement_lines,
+    request_lines,
+    troubles,
+)
+from cortex_core.envelopes.admin import (
+    FleetNode,
+    FleetView,
+    PlacementExplained,
+    RequestExplained,
+    ToldLine,
+)
 from cortex_core.envelopes.models import ListedLimit, ListedModel, ModelList, ModelLocation
 from cortex_core.errors import Fault
 from cortex_core.fleet.discovery import DeviceState, ModelState, NodeState, WorkerState
+from cortex_core.outcome import Outcome, Usage
 
 GIB = 2**30
 
@@ -159,3 +175,85 @@ def test_the_catalogue_lists_every_location() -> None:
     row = _row(shown, "beast")
     assert " ".join(row.split()) == "org/model ready beast (cuda:0) 8,192 5.0 GiB"
     assert "unreachable" in _row(shown, "attic")
+
+
+def test_a_model_that_is_not_loaded_shows_where_it_could_go() -> None:
+    entry = ListedModel("m", False, [], ListedLimit(0), feasible_on=["beast"], load_estimate_s=12.0)
+    row = _row(_shown(catalogue(ModelList([entry]))), "not loaded")
+    assert "could go to beast, in about 12.0 s" in row
+
+
+def test_an_alias_is_shown_beside_its_model_and_has_no_row() -> None:
+    entry = ListedModel("org/model", False, [], ListedLimit(0), aliases=["best"])
+    alias = ListedModel("best", False, [], ListedLimit(0), alias_of="org/model")
+    shown = _shown(catalogue(ModelList([entry, alias])))
+    assert "org/model (also best)" in shown
+    assert len(shown.splitlines()) == 2
+
+
+def test_a_drained_node_is_shown_as_draining_before_it_says_so_itself() -> None:
+    node = msgspec.structs.replace(_node(), drained=True)
+    assert "draining" in _shown(device_table(FleetView([node])))
+
+
+def test_a_pinned_model_is_marked() -> None:
+    assert "org/model (pinned)" in _shown(model_table(FleetView([_node()], pinned=["org/model"])))
+
+
+def test_the_headline_says_who_is_waited_for() -> None:
+    view = FleetView([_node()], waiting={"org/big": 12})
+    assert "12 waiting for org/big" in _shown(fleet_line(view, "http://g:1"))
+
+
+def _placed(**changes: Any) -> str:
+    values: dict[str, Any] = {
+        "model": "m",
+        "ready_on": [],
+        "node": "beast",
+        "device": "cuda:0",
+        "evict": ["old"],
+        "why": ["beast cuda:0: fits after old has left"],
+        "story": [ToldLine(61.0, "loaded")],
+    }
+    lines = placement_lines(PlacementExplained(**{**values, **changes}))
+    return "\n".join(line.plain for line in lines)
+
+
+def test_a_placement_names_the_node_the_victims_and_the_reasons() -> None:
+    assert _placed() == (
+        "m: would go to beast (cuda:0), for which old would leave\n"
+        "  beast cuda:0: fits after old has left\n"
+        "  61.0 s ago: loaded"
+    )
+
+
+def test_a_placement_of_what_is_there_says_so_first() -> None:
+    shown = _placed(ready_on=["attic"], evict=[])
+    assert shown.startswith("m is ready on attic\nm: another would go to beast (cuda:0)\n")
+
+
+def test_a_placement_that_is_none_says_so() -> None:
+    assert _placed(node=None, device=None, evict=[]).startswith("m: can be loaded nowhere now\n")
+
+
+def _told(outcome: Outcome | None) -> str:
+    explained = RequestExplained("id", outcome, 0.5, 2.0, 4, [ToldLine(3.0, "sent to beast")])
+    return "\n".join(line.plain for line in request_lines(explained))
+
+
+def test_a_request_says_what_its_time_and_tokens_went_to() -> None:
+    usage = Usage(10, 6, 4, 1)
+    outcome = Outcome(
+        "ok", "id", "m", "beast", 200, None, True, usage, 2.0, 4.0, "cuda:0", 1.5, 1.0, 1
+    )
+    assert _told(outcome) == (
+        "id: ok, HTTP 200 by beast (cuda:0)\n"
+        "  model m, tried again 1 times\n"
+        "  waited 1.5 s (1.0 s of it for the load), prefill 500 ms, decode 2.0 s, 4.0 s in all\n"
+        "  prompt 10 tokens (6 cached, 4 computed), answer 4 (1 of reasoning)\n"
+        "  3.0 s ago: sent to beast"
+    )
+
+
+def test_a_request_that_still_runs_is_told_so_far() -> None:
+    assert _told(None) == "id has not ended yet\n  3.0 s ago: sent to beast"

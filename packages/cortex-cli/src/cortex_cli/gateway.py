@@ -10,17 +10,24 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import click
 import msgspec
 
 from cortex_cli.failure import Failure
+from cortex_core.envelopes.admin import (
+    FleetView,
+    OperatorOrder,
+    PlacementExplained,
+    Reloaded,
+    RequestExplained,
+)
 from cortex_core.envelopes.models import ModelList
 from cortex_core.errors import parse_openai
-from cortex_core.fleet.discovery import NodeState, Operation
 
-__all__ = ["DEFAULT_URL", "FleetNode", "FleetView", "Gateway", "Placed", "url_option"]
+__all__ = ["DEFAULT_URL", "Gateway", "Placed", "url_option"]
 
 T = TypeVar("T")
 
@@ -31,27 +38,11 @@ _ANSWER = aiohttp.ClientTimeout(total=30, sock_connect=5)
 _STREAM = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=900)
 
 
-class FleetNode(msgspec.Struct, frozen=True):
-    """One configured neuron. `in_flight`: requests of this gateway; `state` may be stale."""
-
-    name: str
-    endpoint: str
-    reachable: bool
-    cause: str | None = None
-    in_flight: int = 0
-    state: NodeState | None = None
-
-
-class FleetView(msgspec.Struct, frozen=True):
-    nodes: list[FleetNode]
-    version: str = ""
-
-
 class Placed(NamedTuple):
-    """An operation and the node it runs on."""
+    """A load or unload under way, and where to ask about it."""
 
-    operation: Operation
-    node: str
+    order: OperatorOrder
+    path: str
 
 
 def url_option(command: Any) -> Any:
@@ -78,10 +69,11 @@ def _normal(url: str) -> str:
 
 
 class Gateway:
-    """A client of one gateway; an async context manager."""
+    """A client of one gateway; an async context manager. CORTEX_ADMIN_TOKEN is for /admin."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._admin_token = os.environ.get("CORTEX_ADMIN_TOKEN")
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(timeout=_ANSWER)
@@ -119,12 +111,43 @@ class Gateway:
 
     async def _started(self, path: str, request: dict[str, Any]) -> Placed:
         async with self._answered("POST", path, request, _ANSWER) as response:
-            operation = self._decoded(await response.read(), Operation)
-            return Placed(operation, response.headers.get("x-cortex-node", ""))
+            order = self._decoded(await response.read(), OperatorOrder)
+            # One that was handed on is known to its node alone, and does not name it.
+            node = response.headers.get("x-cortex-node")
+        if order.node is not None or node is None:
+            return Placed(order, f"/admin/operations/{order.id}")
+        placed = msgspec.structs.replace(order, node=node)
+        return Placed(placed, f"/admin/operations/{node}/{order.id}")
 
-    async def operation(self, node: str, operation_id: str) -> Operation:
-        body = await self._call("GET", f"/admin/operations/{node}/{operation_id}")
-        return self._decoded(body, Operation)
+    async def order(self, placed: Placed) -> OperatorOrder:
+        """How it is by now."""
+        order = self._decoded(await self._call("GET", placed.path), OperatorOrder)
+        return msgspec.structs.replace(order, node=order.node or placed.order.node)
+
+    async def drain(self, node: str, is_draining: bool) -> bytes:
+        verb = "drain" if is_draining else "undrain"
+        return await self._call("POST", f"/admin/nodes/{quote(node, safe='')}/{verb}", {})
+
+    async def pin(self, model: str, is_pinned: bool) -> None:
+        verb = "pin" if is_pinned else "unpin"
+        await self._call("POST", f"/admin/models/{verb}", {"model": model})
+
+    async def reload(self) -> Reloaded:
+        return self._decoded(await self._call("POST", "/admin/reload", {}), Reloaded)
+
+    async def placement_json(self, model: str) -> bytes:
+        """`GET /admin/explain/placement` as it came."""
+        return await self._call("GET", f"/admin/explain/placement?model={quote(model, safe='')}")
+
+    def read_placement(self, raw: bytes) -> PlacementExplained:
+        return self._decoded(raw, PlacementExplained)
+
+    async def request_json(self, request: str) -> bytes:
+        """`GET /admin/explain/request/ID` as it came."""
+        return await self._call("GET", f"/admin/explain/request/{quote(request)}")
+
+    def read_request(self, raw: bytes) -> RequestExplained:
+        return self._decoded(raw, RequestExplained)
 
     async def chat(self, request: dict[str, Any]) -> bytes:
         """`POST /v1/chat/completions`, answered whole."""
@@ -159,10 +182,16 @@ class Gateway:
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         body = None if request is None else msgspec.json.encode(request)
-        headers = {"content-type": "application/json"} if body is not None else None
+        headers = {"content-type": "application/json"} if body is not None else {}
+        if self._admin_token and path.startswith("/admin/"):
+            headers["authorization"] = f"Bearer {self._admin_token}"
         try:
             async with self._session.request(
-                method, self.url + path, data=body, headers=headers, timeout=timeout
+                method,
+                self.url + path,
+                data=body,
+                headers=headers,
+                timeout=timeout,
             ) as response:
                 if response.status >= 400:
                     raise parse_openai(

@@ -13,8 +13,9 @@ import msgspec
 
 from cortex_cli.child import Child
 from cortex_cli.failure import Failure
-from cortex_cli.gateway import FleetNode, FleetView, Gateway
+from cortex_cli.gateway import Gateway
 from cortex_cli.steps import Step, Steps
+from cortex_core.envelopes.admin import FleetNode, FleetView
 from cortex_core.errors import CortexError
 
 __all__ = ["EMBEDDED", "NODE", "Plan", "Stack"]

@@ -7,13 +7,28 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from cortex_cli.gateway import FleetNode, FleetView
 from cortex_cli.terminal import plain
-from cortex_cli.units import UNKNOWN, count, share, size
-from cortex_core.envelopes.models import ModelList
+from cortex_cli.units import UNKNOWN, count, duration, share, size
+from cortex_core.envelopes.admin import (
+    FleetNode,
+    FleetView,
+    PlacementExplained,
+    RequestExplained,
+    ToldLine,
+)
+from cortex_core.envelopes.models import ListedModel, ModelList
 from cortex_core.fleet.discovery import DeviceState, ModelState
+from cortex_core.outcome import Outcome
 
-__all__ = ["catalogue", "device_table", "fleet_line", "model_table", "troubles"]
+__all__ = [
+    "catalogue",
+    "device_table",
+    "fleet_line",
+    "model_table",
+    "placement_lines",
+    "request_lines",
+    "troubles",
+]
 
 _STYLES = {
     "ready": "green",
@@ -39,7 +54,10 @@ def fleet_line(view: FleetView, url: str) -> Text:
         return line.append("no neuron is configured ([[neurons]] in cortex.toml)", "yellow")
     nodes = f"{reachable} of {len(view.nodes)} nodes reachable"
     line.append(nodes, "green" if reachable == len(view.nodes) else "bold red")
-    return line.append(f", {in_flight} in flight")
+    line.append(f", {in_flight} in flight")
+    for model, count_ in sorted(view.waiting.items()):
+        line.append(f", {count_} waiting for {plain(model)}", "yellow")
+    return line
 
 
 def device_table(view: FleetView) -> Table:
@@ -63,7 +81,7 @@ def _device_rows(node: FleetNode) -> Iterator[tuple[Text, ...]]:
         yield (_state("no devices"), *nothing)
     else:
         for device in node.state.devices:
-            yield _device_row(device, draining=node.state.draining)
+            yield _device_row(device, draining=node.drained or node.state.draining)
 
 
 def _device_row(device: DeviceState, *, draining: bool) -> tuple[Text, ...]:
@@ -87,7 +105,7 @@ def model_table(view: FleetView) -> Table:
     _may_fold(table, 0)
     for node, model in _models(view):
         table.add_row(
-            Text(plain(model.id), "bold"),
+            _name(model.id, "pinned" if model.id in view.pinned else ""),
             Text(plain(node.name)),
             Text(model.device),
             _phase(model) if node.reachable else _state("unreachable"),
@@ -133,21 +151,99 @@ def _models(view: FleetView) -> list[tuple[FleetNode, ModelState]]:
 
 
 def catalogue(listed: ModelList) -> Table:
-    """`/v1/models` as a table: a row per model and location."""
+    """`/v1/models` as a table: a row per model and location; aliases beside their model."""
     table = _table("model", "state", "location", "context", "memory")
     _right(table, 3)
     _may_fold(table, 0)
     for entry in listed.data:
-        name = Text(plain(entry.id), "bold")
+        if entry.alias_of is not None:
+            continue
+        name = _name(entry.id, "also " + ", ".join(entry.aliases) if entry.aliases else "")
+        context = count(entry.limit.context) if entry.limit.context else UNKNOWN
         if not entry.locations:
-            table.add_row(name, Text("not loaded", "dim"), UNKNOWN, count(entry.limit.context), "")
+            table.add_row(name, Text("not loaded", "dim"), _prospect(entry), context, UNKNOWN)
         for location in entry.locations:
             where = Text(plain(f"{location.node} ({location.device})"))
-            context = count(entry.limit.context) if entry.limit.context else UNKNOWN
             memory = size(location.memory_bytes) if location.memory_bytes else UNKNOWN
             table.add_row(name, _state(location.state), where, context, memory)
             name = Text()
     return table
+
+
+def _prospect(entry: ListedModel) -> Text:
+    """Where a model could be loaded, and how long that may take."""
+    if not entry.feasible_on:
+        return Text(UNKNOWN)
+    text = f"could go to {', '.join(entry.feasible_on)}"
+    if entry.load_estimate_s is not None:
+        text += f", in about {duration(entry.load_estimate_s)}"
+    return Text(plain(text), "dim")
+
+
+def placement_lines(explained: PlacementExplained) -> Iterator[Text]:
+    """Where a model is or would go, each node that was considered, and what happened before."""
+    name = plain(explained.model)
+    if explained.ready_on:
+        yield Text.assemble((name, "bold"), f" is ready on {', '.join(explained.ready_on)}")
+    if explained.node is not None:
+        another = "another would" if explained.ready_on else "would"
+        line = Text.assemble((name, "bold"), f": {another} go to {explained.node}")
+        line.append(f" ({explained.device})")
+        if explained.evict:
+            line.append(f", for which {plain(', '.join(explained.evict))} would leave", "yellow")
+        yield line
+    elif not explained.ready_on:
+        yield Text.assemble((name, "bold"), (": can be loaded nowhere now", "bold red"))
+    for why in explained.why:
+        yield Text(f"  {plain(why)}")
+    yield from _story(explained.story)
+
+
+def request_lines(explained: RequestExplained) -> Iterator[Text]:
+    """What a request's time and tokens were spent on, and its story."""
+    outcome = explained.outcome
+    if outcome is None:
+        yield Text.assemble((plain(explained.id), "bold"), " has not ended yet")
+    else:
+        where = f" by {outcome.node} ({outcome.device})" if outcome.node else ""
+        line = Text.assemble(
+            (plain(explained.id), "bold"), f": {outcome.kind}, HTTP {outcome.status}{where}"
+        )
+        if outcome.code is not None:
+            line.append(f" [{outcome.code}]", "red")
+        yield line
+        yield Text(f"  model {plain(outcome.model)}, tried again {outcome.retries} times")
+        yield Text("  " + ", ".join(_phases(explained, outcome)))
+        if outcome.usage is not None:
+            usage = outcome.usage
+            yield Text(
+                f"  prompt {count(usage.prompt)} tokens ({count(usage.cached)} cached,"
+                f" {count(usage.prompt - usage.cached)} computed),"
+                f" answer {count(usage.completion)} ({count(usage.reasoning)} of reasoning)"
+            )
+    yield from _story(explained.story)
+
+
+def _phases(explained: RequestExplained, outcome: Outcome) -> Iterator[str]:
+    waited = f"waited {duration(outcome.queued_s)}"
+    if outcome.load_s is not None:
+        waited += f" ({duration(outcome.load_s)} of it for the load)"
+    yield waited
+    if explained.prefill_s is not None:
+        yield f"prefill {duration(explained.prefill_s)}"
+    if explained.decode_s is not None:
+        yield f"decode {duration(explained.decode_s)}"
+    yield f"{duration(outcome.total_s)} in all"
+
+
+def _story(lines: list[ToldLine]) -> Iterator[Text]:
+    for line in lines:
+        yield Text(f"  {duration(line.ago_s)} ago: {plain(line.text)}", "dim")
+
+
+def _name(model: str, remark: str) -> Text:
+    text = Text(plain(model), "bold")
+    return text.append(f" ({plain(remark)})", "not bold dim") if remark else text
 
 
 def _state(word: str) -> Text:

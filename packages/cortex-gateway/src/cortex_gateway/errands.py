@@ -79,11 +79,20 @@ class Errand:
         self._end()
 
     def refused(self, fault: Fault) -> None:
-        self._fault = fault
+        self._fault = self._nodes_words() or fault
         self._end()
 
     def done(self) -> None:
         self._end()
+
+    def _nodes_words(self) -> Fault | None:
+        """Why every node concerned says that it cannot load the model, where they agree: unlike a
+        client, an operator can do something about a file."""
+        conductor = self._fleet.conductor
+        nodes = conductor.topology.names if self._node is None else [self._node]
+        faults = [conductor.ledger.fault(self._model, node) for node in nodes]
+        codes = {None if fault is None else fault.code for fault in faults}
+        return faults[0] if len(codes) == 1 else None
 
     def _end(self) -> None:
         self._over.set()

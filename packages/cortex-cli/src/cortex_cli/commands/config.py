@@ -8,6 +8,7 @@ import click
 
 from cortex_cli.terminal import plain
 from cortex_core.config.gateway import GatewayConfig, load_gateway_config
+from cortex_core.config.models import load_models
 from cortex_core.config.neuron import NeuronConfig, load_neuron_config
 
 __all__ = ["config"]
@@ -29,7 +30,11 @@ def check(file: Path, neuron: bool) -> None:
 
 def _gateway(config: GatewayConfig) -> str:
     names = ", ".join(neuron.name for neuron in config.neurons) or "none"
-    return f"gateway on {config.gateway.listen}, neurons: {names}"
+    said = f"gateway on {config.gateway.listen}, neurons: {names}"
+    if config.gateway.models is None:
+        return said
+    models = load_models(Path(config.gateway.models)).models
+    return f"{said}, models: {', '.join(model.id for model in models) or 'none'}"
 
 
 def _neuron(config: NeuronConfig) -> str:

@@ -15,8 +15,9 @@ from cortex_cli.gateway import Gateway, Placed, url_option
 from cortex_cli.terminal import console, err_console, note, plain
 from cortex_cli.units import count, duration, size
 from cortex_core.config.loading import Kv
+from cortex_core.envelopes.admin import OperatorOrder
 from cortex_core.errors import CortexError
-from cortex_core.fleet.discovery import ModelState, Operation
+from cortex_core.fleet.discovery import ModelState
 from cortex_core.wire.ipc import KvType
 
 __all__ = ["absolute", "here", "load", "unload"]
@@ -26,7 +27,7 @@ _POLL_S = 0.1
 
 @click.command(short_help="Load a model.")
 @click.argument("model")
-@click.option("--node", help="The neuron to load it on; needed where several are reachable.")
+@click.option("--node", help="The neuron to load it on. [default: where it fits best]")
 @click.option("--device", help="The device of that node, e.g. cuda:0 or cpu.")
 @click.option("--context", type=click.IntRange(min=0), help="Tokens per sequence; 0: what fits.")
 @click.option("--parallel", type=click.IntRange(min=1), help="Sequences that decode at once.")
@@ -46,8 +47,8 @@ _POLL_S = 0.1
 def load(url: str, model: str, **options: Any) -> None:
     """Load MODEL: an id, or the path of a GGUF file on the neuron's host."""
     request = {"model": absolute(model), **_given(options)}
-    took_s, node, done = asyncio.run(_carry_out(url, "load", request))
-    console().print(plain(f"loaded {_described(node, done)} in {duration(took_s)}"))
+    took_s, done = asyncio.run(_carry_out(url, "load", request))
+    console().print(plain(f"loaded {_described(done)} in {duration(took_s)}"))
 
 
 @click.command(short_help="Unload a model.")
@@ -57,8 +58,8 @@ def load(url: str, model: str, **options: Any) -> None:
 def unload(url: str, model: str, node: str | None) -> None:
     """Unload MODEL; running requests finish first."""
     request = {"model": absolute(model), **_given({"node": node})}
-    took_s, where, done = asyncio.run(_carry_out(url, "unload", request))
-    console().print(plain(f"unloaded {done.model} from {where} in {duration(took_s)}"))
+    took_s, done = asyncio.run(_carry_out(url, "unload", request))
+    console().print(plain(f"unloaded {done.model} from {done.node} in {duration(took_s)}"))
 
 
 def absolute(model: str) -> str:
@@ -80,11 +81,11 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _described(node: str, operation: Operation) -> str:
-    model = operation.result
+def _described(done: OperatorOrder) -> str:
+    model = done.result
     if model is None:
-        return f"{operation.model} on {node}"
-    return f"{model.id} on {node} ({_facts(model)})"
+        return f"{done.model} on {done.node}"
+    return f"{model.id} on {done.node} ({_facts(model)})"
 
 
 def _facts(model: ModelState) -> str:
@@ -95,8 +96,8 @@ def _facts(model: ModelState) -> str:
     )
 
 
-async def _carry_out(url: str, verb: str, request: dict[str, Any]) -> tuple[float, str, Operation]:
-    """Seconds it took, the node, and the operation that is done. Raises its fault if it failed."""
+async def _carry_out(url: str, verb: str, request: dict[str, Any]) -> tuple[float, OperatorOrder]:
+    """Seconds it took, and the order that is done. Raises its fault if it failed."""
     began_s = time.monotonic()
     async with Gateway(url) as gateway:
         start = gateway.load if verb == "load" else gateway.unload
@@ -108,13 +109,13 @@ async def _carry_out(url: str, verb: str, request: dict[str, Any]) -> tuple[floa
             raise
     if ended.phase == "failed":
         if ended.fault is None:
-            raise Failure(f"the {verb} of {ended.model} failed on {placed.node}, without a cause")
+            raise Failure(f"the {verb} of {ended.model} failed on {ended.node}, without a cause")
         raise CortexError.from_fault(ended.fault)
-    return time.monotonic() - began_s, placed.node, ended
+    return time.monotonic() - began_s, ended
 
 
-async def _watched(gateway: Gateway, placed: Placed) -> Operation:
-    """Polls until the operation ends or the gateway fails; shows a bar meanwhile on a terminal."""
+async def _watched(gateway: Gateway, placed: Placed) -> OperatorOrder:
+    """Polls until the order ends or the gateway fails; shows a bar meanwhile on a terminal."""
     out = err_console()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -125,15 +126,20 @@ async def _watched(gateway: Gateway, placed: Placed) -> Operation:
         transient=True,
         disable=not out.is_terminal,
     )
-    operation = placed.operation
-    title = f"{operation.kind}ing {operation.model} on {placed.node}"
+    order = placed.order
     if not out.is_terminal:
-        note(title)
+        note(_title(order))
     with bar:
-        task = bar.add_task(plain(title), total=1.0)
-        while operation.phase == "running":
-            bar.update(task, completed=operation.progress)
+        task = bar.add_task(plain(_title(order)), total=1.0)
+        while order.phase == "running":
+            bar.update(task, completed=order.progress, description=plain(_title(order)))
             await asyncio.sleep(_POLL_S)
-            operation = await gateway.operation(placed.node, operation.id)
+            order = await gateway.order(placed)
         bar.update(task, completed=1.0)
-    return operation
+    return order
+
+
+def _title(order: OperatorOrder) -> str:
+    """The node is not known before one has been chosen."""
+    where = f" on {order.node}" if order.node is not None else ""
+    return f"{order.kind}ing {order.model}{where}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cortex_cli.terminal import note
-from cortex_core.config.gateway import load_gateway_config
+from cortex_core.config.gateway import GatewayConfig, load_gateway_config
 
 __all__ = ["serve"]
 
@@ -25,13 +25,17 @@ _INSTALLED = Path("/etc/cortex/cortex.toml")
 @click.option("--listen", metavar="HOST:PORT", help="Overrides gateway.listen.")
 @click.option("--metrics-listen", metavar="HOST:PORT", help="Overrides gateway.metrics_listen.")
 def serve(path: Path | None, listen: str | None, metrics_listen: str | None) -> None:
-    """Run the gateway until SIGTERM or Ctrl-C."""
+    """Run the gateway until SIGTERM or Ctrl-C; SIGHUP has it read its configuration again."""
     if path is None and _INSTALLED.exists():
         path = _INSTALLED
     flags = {"gateway.listen": listen, "gateway.metrics_listen": metrics_listen}
     config = load_gateway_config(path, flags=flags)
+
+    def read() -> GatewayConfig:
+        return load_gateway_config(path, flags=flags)
+
     if not config.neurons:
         note("no neuron is configured: every model will be unknown ([[neurons]] in cortex.toml)")
     from cortex_gateway import serve as run
 
-    sys.exit(run(config))
+    sys.exit(run(config, read))

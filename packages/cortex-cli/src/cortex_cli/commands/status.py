@@ -7,9 +7,10 @@ import asyncio
 import click
 import msgspec
 
-from cortex_cli.gateway import FleetView, Gateway, url_option
+from cortex_cli.gateway import Gateway, url_option
 from cortex_cli.terminal import console, emit_json
 from cortex_cli.views import device_table, fleet_line, model_table, troubles
+from cortex_core.envelopes.admin import FleetView
 
 __all__ = ["status"]
 

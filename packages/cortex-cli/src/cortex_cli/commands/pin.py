@@ -1,0 +1,36 @@
+"""`cortex pin` and `cortex unpin`: whether a model may be evicted."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from cortex_cli.gateway import Gateway, url_option
+from cortex_cli.terminal import console, plain
+
+__all__ = ["pin", "unpin"]
+
+
+@click.command(short_help="Keep a model where it is.")
+@click.argument("model")
+@url_option
+def pin(url: str, model: str) -> None:
+    """Never evict MODEL, wherever it is; it is not loaded by this. Remembered until
+    `cortex unpin`."""
+    asyncio.run(_call(url, model, True))
+    console().print(plain(f"{model} makes room for nobody; `cortex unpin {model}` takes it back"))
+
+
+@click.command(short_help="Let a pinned model be evicted.")
+@click.argument("model")
+@url_option
+def unpin(url: str, model: str) -> None:
+    """Let MODEL be evicted again, unless the catalogue pins it."""
+    asyncio.run(_call(url, model, False))
+    console().print(plain(f"{model} may be evicted"))
+
+
+async def _call(url: str, model: str, is_pinned: bool) -> None:
+    async with Gateway(url) as gateway:
+        await gateway.pin(model, is_pinned)
