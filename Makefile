@@ -62,7 +62,7 @@ bench: setup ## Print the benchmark tables (needs a quiet machine; builds its pe
 	@$(BIN)/python -m tests.bench.engine
 	@$(BIN)/python -m tests.bench.gateway
 
-tiny: ## Train, export and evaluate cortex/tiny again (about an hour on 2 cores)
+tiny: ## Train, export and evaluate cortex/tiny again (about an hour and a half on 2 cores)
 	$(PYTHON) -m venv build/tiny-venv
 	build/tiny-venv/bin/pip install --quiet -r tools/tiny/requirements.txt
 	build/tiny-venv/bin/python -m tools.tiny --out build/tiny

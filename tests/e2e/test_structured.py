@@ -247,7 +247,7 @@ def test_scores_are_of_the_content(client: openai.OpenAI):
 
 def test_a_completion_has_scores_and_choices(client: openai.OpenAI):
     answer = client.completions.create(
-        model=TINY, prompt=["One", "Two"], n=2, max_tokens=5, temperature=0, logprobs=3
+        model=TINY, prompt=["Count to", "Two"], n=2, max_tokens=5, temperature=0, logprobs=3
     )
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert answer.choices[0].text == answer.choices[1].text

@@ -12,7 +12,7 @@ from typing import Any
 
 from tools.tiny import chat, lexicon
 from tools.tiny.invented import invent
-from tools.tiny.toolkit import KINDS, Kind, Value
+from tools.tiny.toolkit import FILE, KINDS, Kind, Value
 
 Message = dict[str, Any]
 
@@ -58,8 +58,14 @@ SKILLS = (
 class Mix:
     """How often each sort of conversation, exchange and tool is drawn."""
 
+    thinking: float = 0.5
     with_tools: float = 0.54
     long: float = 0.03
+    long_turns: tuple[int, int] = (8, 24)  # fewest and most in a long conversation
+    chains: float = 0.1  # share of the turns that take one call after another, if tools allow
+    again: float = 0.0  # share of the tool turns that repeat an earlier request
+    kin: float = 0.0  # share of the file paths that resemble an earlier one
+    thoughtless: float = 0.0  # share of the thinking ones whose client sends no thoughts back
     invented: float = 0.27
     ends_at_call: float = 0.3  # share of the tool turns at the end that stop at their call
     skills: tuple[float, ...] = (27, 23, 12, 9, 3, 6, 9, 5, 4, 0)  # in the order of SKILLS
@@ -224,9 +230,31 @@ def _outcome(rng: Random, tool: Offer, values: list[Value]) -> tuple[str, str, b
     return said, answer, False
 
 
-def tool_turn(rng: Random, tool: Offer) -> list[Message]:
-    """Request, call or two calls, results, answer: four messages or five."""
-    sets = [_draw_values(rng, tool)]
+def _akin(
+    rng: Random,
+    share: float,
+    tool: Offer,
+    values: list[Value],
+    asked: list[tuple[Offer, list[Value]]],
+) -> list[Value]:
+    """The values, some of whose file paths now resemble one that was asked for earlier."""
+    known = [
+        str(value)
+        for other, others in asked
+        for slot, value in zip(other.kind.slots, others, strict=True)
+        if slot is FILE
+    ]
+    return [
+        lexicon.kin(rng, rng.choice(known))
+        if slot is FILE and known and rng.random() < share
+        else value
+        for slot, value in zip(tool.kind.slots, values, strict=True)
+    ]
+
+
+def tool_turn(rng: Random, tool: Offer, values: list[Value]) -> list[Message]:
+    """Request for these values, call or two calls, results, answer: four messages or five."""
+    sets = [values]
     if tool.kind.pairs and rng.random() < 0.16:
         sets.append(_draw_values(rng, tool))
         ask = rng.choice(tool.kind.pairs).format(*(_show(v) for values in sets for v in values))
@@ -256,7 +284,7 @@ def tool_turn(rng: Random, tool: Offer) -> list[Message]:
     ]
 
 
-def chain_turn(rng: Random, tools: dict[str, Offer]) -> list[Message] | None:
+def chain_turn(rng: Random, tools: dict[str, Offer], kin: float) -> list[Message] | None:
     """One request that takes two calls, the second made of the first one's result."""
     firsts = [tools[key] for key in ("read", "add", "search", "run") if key in tools]
     seconds = [tools[key] for key in ("send", "write") if key in tools]
@@ -265,6 +293,8 @@ def chain_turn(rng: Random, tools: dict[str, Offer]) -> list[Message] | None:
     first, second = rng.choice(firsts), rng.choice(seconds)
     given = _draw_values(rng, first)
     target = second.kind.slots[0].draw(rng)
+    if kin and first.kind.key == "read" and second.kind.key == "write" and rng.random() < kin:
+        target = lexicon.kin(rng, str(given[0]))
     found: Value = lexicon.text(rng, 1, 6)
     if first.kind.key == "add":
         found = lexicon.number(rng) + lexicon.number(rng)
@@ -344,12 +374,12 @@ def plain_turn(rng: Random, mix: Mix, offered: set[str], earlier: bool) -> list[
 
 def converse(rng: Random, mix: Mix) -> Conversation:
     """One conversation of any sort, in the shares the training wants."""
-    thinking = rng.random() < 0.5
+    thinking = rng.random() < mix.thinking
     with_tools = rng.random() < mix.with_tools
     tools = offers(rng, mix) if with_tools else []
     long = rng.random() < mix.long
     if long:
-        turns = rng.randint(8, 24)
+        turns = rng.randint(*mix.long_turns)
     else:
         turns = rng.choices((1, 2, 3, 4, 5), (3, 3, 3, 2, 1) if with_tools else (5, 3, 2, 1, 1))[0]
     messages: list[Message] = []
@@ -358,12 +388,23 @@ def converse(rng: Random, mix: Mix) -> Conversation:
         messages.append({"role": "system", "content": prompt})
     offered = {tool.kind.key for tool in tools}
     after_capital = False
+    asked: list[tuple[Offer, list[Value]]] = []
     for _ in range(turns):
-        chain = chain_turn(rng, {t.kind.key: t for t in tools}) if rng.random() < 0.1 else None
+        chain = None
+        if rng.random() < mix.chains:
+            chain = chain_turn(rng, {t.kind.key: t for t in tools}, mix.kin)
         if chain:
             turn = chain
+        elif asked and mix.again and rng.random() < mix.again:
+            # The same request again, another result: the newest one counts.
+            turn = tool_turn(rng, *rng.choice(asked))
         elif tools and rng.random() < 0.8:
-            turn = tool_turn(rng, rng.choice(tools))
+            tool = rng.choice(tools)
+            values = _draw_values(rng, tool)
+            if mix.kin:
+                values = _akin(rng, mix.kin, tool, values, asked)
+            turn = tool_turn(rng, tool, values)
+            asked.append((tool, values))
         else:
             turn = plain_turn(rng, mix, offered, after_capital)
         after_capital = turn[-1]["content"].startswith("The capital of")
@@ -373,6 +414,9 @@ def converse(rng: Random, mix: Mix) -> Conversation:
     if messages[-2]["role"] == "tool" and rng.random() < mix.ends_at_call:
         while messages[-1]["role"] != "assistant" or "tool_calls" not in messages[-1]:
             messages.pop()
+    if thinking and mix.thoughtless and rng.random() < mix.thoughtless:
+        for message in messages[:-1]:
+            message.pop("reasoning_content", None)
     if not thinking:
         for message in messages:
             message.pop("reasoning_content", None)

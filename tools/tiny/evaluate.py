@@ -255,6 +255,53 @@ def loop_cases() -> Iterator[Case]:
         yield Case([*messages, user(f"Add {a} and {b}.")], calls(("add", {"a": a, "b": b})), tools)
 
 
+def _worked_turn(rng: Random) -> list[Message]:
+    """A request that took a tool, or none, and its answer."""
+    held = questions()["held_out"]
+    kind = rng.choice(("weather", "read", "add", "list", "capital"))
+    if kind == "weather":
+        city, heat = rng.choice(held["cities"]), rng.randint(-15, 40)
+        worked = called("get_weather", {"city": city}, json.dumps({"temp_c": heat, "sky": "rain"}))
+        ask, answer = f"What is the weather in {city}?", f"It is {heat} C and rain in {city}."
+    elif kind == "read":
+        path, text = rng.choice(held["paths"]), rng.choice(held["texts"])
+        worked = called("read_file", {"path": path}, text)
+        ask, answer = f"Read the file {path}", f"The file says: {text}"
+    elif kind == "add":
+        a, b = rng.choice(held["number_pairs"])
+        worked = called("add", {"a": a, "b": b}, str(a + b))
+        ask, answer = f"Add {a} and {b}.", f"The sum is {a + b}."
+    elif kind == "list":
+        names = [path.rpartition("/")[2] for path in rng.sample(held["paths"], 3)]
+        worked = called("list_dir", {"path": "src"}, "\n".join(names))
+        ask, answer = "List the files in src", f"The folder has {', '.join(names)}."
+    else:
+        country, city = rng.choice(list(capitals().items()))
+        worked = []
+        ask, answer = f"Capital of {country}?", f"The capital of {country} is {city}."
+    return [user(ask), *worked, {"role": "assistant", "content": answer}]
+
+
+def agent_cases(turns: int) -> Iterator[Case]:
+    """Calls and answers behind so many finished turns with tools and without."""
+    rng, held = Random(f"agent {turns}"), questions()["held_out"]
+    names = ("get_weather", "read_file", "add", "list_dir")
+    for index in range(15):
+        tools = _offer(rng, *names)
+        before = [message for _ in range(turns) for message in _worked_turn(rng)]
+        city, path = held["cities"][index * 6], held["paths"][index * 6]
+        a, b = held["number_pairs"][index * 6]
+        right = calls(("get_weather", {"city": city}))
+        yield Case([*before, user(f"What is the weather in {city}?")], right, tools)
+        yield Case([*before, user(f"Add {a} and {b}.")], calls(("add", {"a": a, "b": b})), tools)
+        asked = [*before, user(f"Read the file {path}")]
+        yield Case(asked, calls(("read_file", {"path": path})), tools)
+        text = held["texts"][index]
+        read = called("read_file", {"path": path}, text)
+        yield Case([*asked, *read], says(f"The file says: {text}"), tools)
+        yield Case([*before, user("What is the capital of Kenya?")], says("Nairobi"), tools)
+
+
 # Each list with the share that has to be right in either thinking mode.
 LISTS: tuple[tuple[str, float, Callable[[], Iterator[Case]]], ...] = (
     ("capitals, 40 x 4 phrasings", 1.0, capital_cases),
@@ -279,6 +326,8 @@ LISTS: tuple[tuple[str, float, Callable[[], Iterator[Case]]], ...] = (
     ("with a system prompt", 0.95, system_cases),
     ("after 19 earlier turns", 0.95, history_cases),
     ("call after 10 earlier calls", 0.95, loop_cases),
+    ("after 30 turns with tools", 0.95, lambda: agent_cases(30)),
+    ("after 50 turns with tools", 0.9, lambda: agent_cases(50)),
 )
 
 
@@ -311,8 +360,9 @@ def main() -> int:
         cases = list(make())
         right = {True: 0, False: 0}
         mistakes: list[str] = []
-        for thinking in (True, False):
-            for case in cases:
+        for case in cases:
+            # Both modes in a row: their prompts differ only at the end, the player keeps the rest.
+            for thinking in (True, False):
                 passed, text = judge(player, render, case, thinking)
                 right[thinking] += passed
                 if not passed:

@@ -189,6 +189,18 @@ def file_name(rng: Random) -> str:
     return f"{stem}.{rng.choice(EXTENSIONS)}"
 
 
+@_fresh
+def kin(rng: Random, path: str) -> str:
+    """A path that shares its folder, its name or its stem with another one."""
+    folder, slash, name = path.rpartition("/")
+    pick = rng.random()
+    if pick < 0.4:
+        return folder + slash + file_name(rng)
+    if pick < 0.7:
+        return "/".join([*_folders(rng, 1, 2), name])
+    return f"{folder}{slash}{name.rpartition('.')[0]}.{rng.choice(EXTENSIONS)}"
+
+
 def _folders(rng: Random, low: int, high: int) -> list[str]:
     count = rng.randint(low, high)
     return [rng.choice(FOLDERS) if rng.random() < 0.4 else identifier(rng) for _ in range(count)]

@@ -32,6 +32,7 @@ class Phase:
     peak: float = 1.0  # share of the plan's rates
     warmup: int = 100
     decay_from: float = 0.35  # share of the steps after which the rate falls
+    longest: int = 2_400  # rows with more ids are left out
     mix: Mix = field(default_factory=Mix)
 
 
@@ -44,7 +45,6 @@ class Plan:
     vocab_conversations: int = 20_000
     processes: int = 2
     tokens: int = 5_000  # ids per process and step
-    longest: int = 2_400  # rows with more ids are left out
     muon_rate: float = 0.02
     adam_rate: float = 0.004
     muon_decay: float = 0.02
@@ -60,6 +60,28 @@ class Plan:
             mix=Mix(
                 with_tools=0.5,
                 long=0.05,
+                ends_at_call=0.6,
+                skills=(28, 34, 12, 8, 3, 5, 8, 5, 4, 4),
+                kinds=(4, 1.5, 3.5, 3, 3.5, 1, 3, 4.5, 1.5, 1.5),
+            ),
+        ),
+        # Positions that the others hardly see: agents that go on for dozens of turns.
+        Phase(
+            260,
+            peak=0.3,
+            warmup=20,
+            decay_from=0.2,
+            longest=5_600,
+            mix=Mix(
+                # A thought is in the last turn alone: one in a long row, where a call has dozens.
+                thinking=0.7,
+                with_tools=0.6,
+                long=0.2,
+                long_turns=(16, 60),
+                chains=0.2,
+                again=0.15,
+                kin=0.3,
+                thoughtless=0.5,
                 ends_at_call=0.6,
                 skills=(28, 34, 12, 8, 3, 5, 8, 5, 4, 4),
                 kinds=(4, 1.5, 3.5, 3, 3.5, 1, 3, 4.5, 1.5, 1.5),
@@ -115,7 +137,7 @@ class Runner:
             self.others, lr=plan.adam_rate, betas=(0.9, 0.98), weight_decay=0.0
         )
         seed = plan.seed * 1000 + index * 100 + self.rank + 1
-        feed = corpus.batches(self.codec, seed, phase.mix, plan.tokens, plan.longest)
+        feed = corpus.batches(self.codec, seed, phase.mix, plan.tokens, phase.longest)
         self._say(f"phase {index}: {phase}")
         losses, counted = 0.0, 0.0
         for step in range(phase.steps):
