@@ -21,9 +21,11 @@ from cortex_core.fleet.events import (
     EstimateCame,
     Instruction,
     Interest,
+    Load,
     NodeLost,
     NodeObserved,
     OrderEnded,
+    Refuse,
     RequestCame,
     RequestEnded,
     RequestFailed,
@@ -37,6 +39,8 @@ from cortex_core.fleet.topology import Replica
 GB = 1_000_000_000
 ILL = Fault("upstream_failed", "the connection broke")
 CONFLICT = Fault("conflict", "somebody was quicker")
+NOT_FOUND = Fault("model_not_found", "no such file", "model")
+BROKEN = Fault("gguf_corrupt", "the file is damaged")
 
 
 def model(
@@ -64,6 +68,16 @@ def model(
 
 def sent(request: str, to: str, name: str = "m", load_s: float | None = None) -> Send:
     return Send(request, Replica(name, to, "cuda:0"), load_s)
+
+
+def load(order: int, to: str, name: str = "m", holdings: int = 0) -> Load:
+    return Load(order, name, to, "cuda:0", holdings)
+
+
+def refusal(instructions: list[Instruction]) -> Fault:
+    assert len(instructions) == 1
+    assert isinstance(instructions[0], Refuse)
+    return instructions[0].fault
 
 
 class Stage:

@@ -169,7 +169,9 @@ def test_a_probe_whose_client_left_makes_way_for_another():
     _tripped(stage)
     stage.ask("probe")
     stage.ask("r1")
+    stage.ask("r2")
     assert stage.end("probe", has_answer=False) == [sent("r1", "a")]
+    assert stage.end("r1") == [sent("r2", "a")]
 
 
 def test_a_model_that_was_loaded_anew_is_trusted_again():

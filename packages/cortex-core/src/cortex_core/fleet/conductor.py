@@ -46,6 +46,10 @@ from cortex_core.fleet.views import decide
 __all__ = ["Conductor", "Explanation", "LoadUnderWay", "Policy"]
 
 
+# After these there is time for what nobody needs at once.
+_IDLE = frozenset({EstimateCame, Tick})
+
+
 class Explanation(msgspec.Struct, frozen=True):
     """Where requests for a model go. `replicas` are those that take requests now; `decision` is
     where placement would load it (again)."""
@@ -117,6 +121,8 @@ class Conductor:
         self._settle()
         self._upkeep.run()
         self._settle()
+        if type(stimulus) in _IDLE:
+            self._placing.survey()
         return out
 
     def configured(
@@ -248,6 +254,8 @@ class Conductor:
             return
         if before is not None and before.boot != stimulus.state.boot:
             self._restarted(node)
+        if before is None or before.boot != stimulus.state.boot:
+            board.wake(board.now + LOOK_S)  # to ask it what it could load
         self.ledger.observed(node.name, stimulus.state)
         said = {model.id: model for model in stimulus.state.models}
         for model in {**node.places, **said}:

@@ -154,6 +154,23 @@ class Placing:
             return None
         return is_asked
 
+    def survey(self) -> None:
+        """Ask each node that has nothing to do about one listed model that it has never been asked
+        about: so that a client can be told where a model would fit, and the first request for it
+        waits for its load alone. One at a time, because a question may take a node to a hub."""
+        board = self._board
+        for name, node in board.nodes.items():
+            if node.plan is None and not node.asked:
+                model = next((one for one in board.catalogue.ids if self._is_new(one, name)), None)
+                if model is not None:
+                    self.ask(model, (name,))
+
+    def _is_new(self, model: str, name: str) -> bool:
+        board = self._board
+        if board.ledger.is_estimated(model, name) or model in board.nodes[name].answered:
+            return False
+        return bool(self._to_ask(model, (name,)))
+
     # making room
 
     def _stale(self, model: str, only: Iterable[str] | None) -> str | None:

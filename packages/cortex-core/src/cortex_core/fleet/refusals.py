@@ -22,10 +22,8 @@ _MOST_NAMED = 20
 
 def unknown(board: Board, name: str) -> CortexError:
     """Nobody has ever heard of the model."""
-    names = board.topology.names
-    if not any(board.topology.is_reachable(node) for node in names):
-        causes = "; ".join(f"{node}: {board.topology.cause(node)}" for node in names)
-        return NodeUnavailable(f"no neuron is reachable ({causes or 'none is configured'})")
+    if lost := _out_of_reach(board):
+        return lost
     known = sorted({*board.catalogue.ids, *board.places})
     near = board.catalogue.near(name, held=board.places)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -41,16 +39,15 @@ def nowhere(board: Board, model: str, decision: NoPlacement) -> CortexError:
         return failed
     places = board.places.get(model, {})
     away = [node for node in places if not board.topology.is_reachable(node)]
-    reachable = [node for node in board.nodes if board.topology.is_reachable(node)]
     held = [node for node in away if places[node].has_memory]
     if held:
         nodes = ", ".join(f"{node} ({board.topology.cause(node)})" for node in held)
         return NodeUnavailable(
             f"the model {model!r} is only on unreachable nodes: {nodes}" + _elsewhere(decision)
         )
-    if not reachable:
-        return unknown(board, model)
-    faults = [board.ledger.fault(model, node) for node in reachable]
+    if lost := _out_of_reach(board):
+        return lost
+    faults = [board.ledger.fault(model, node) for node in board.nodes]
     if all(fault is not None and fault.code == "model_not_found" for fault in faults):
         return unknown(board, model)
     causes = "; ".join(f"{node}: {why}" for node, why in sorted(decision.causes.items()))
@@ -83,6 +80,15 @@ def overdue(board: Board, model: str) -> CortexError:
         f"there was no room for the model {model!r} within {board.policy.max_wait_s:g} s",
         retry_after_s=patience_s,
     )
+
+
+def _out_of_reach(board: Board) -> CortexError | None:
+    """Where no node at all can be reached."""
+    names = board.topology.names
+    if any(board.topology.is_reachable(node) for node in names):
+        return None
+    causes = "; ".join(f"{node}: {board.topology.cause(node)}" for node in names)
+    return NodeUnavailable(f"no neuron is reachable ({causes or 'none is configured'})")
 
 
 def _failure(board: Board, model: str) -> CortexError | None:
