@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -486,6 +487,63 @@ async def test_one_too_many_in_line_is_told_when_to_come_back(
 
 async def _waits(desk: Desk, model: str) -> bool:
     return desk.gateway.fleet.conductor.waiting.get(model, 0) > 0
+
+
+async def test_whatever_clients_and_nodes_do_nothing_is_left_behind(
+    a: ScriptedNeuron, b: ScriptedNeuron, tmp_path: Path
+) -> None:
+    """Each request has one outcome, and then no task, no seat and no place in line."""
+    chance = random.Random(5)
+
+    async def whatever(call: Call) -> None:
+        how = chance.randrange(6)
+        await asyncio.sleep(chance.random() * 0.1)
+        if how == 0:
+            call.reset()
+        elif how == 1:
+            await call.answer({"error": {"message": "full", "code": "no_capacity"}}, 503)
+        elif how == 2:
+            await call.start_stream()
+            await call.chunk(b": alive\n\n")
+            await call.chunk(chunks_of("half")[0])
+            call.close()
+        elif how == 3:
+            await call.gone()
+        elif call.json.get("stream"):
+            await call.stream(*chunks_of("hel", "lo"))
+        else:
+            await call.answer(completion("hello"))
+
+    models = tmp_path / "models.toml"
+    models.write_text('[[models]]\nid = "m"\n[[models]]\nid = "new"\n', "utf-8")
+    a.script = b.script = whatever
+    a.shelf.sizes["new"] = 100
+    a.shelf.gate.clear()
+    async with running_desk(a, b, models=str(models), first_byte_timeout_s=0.3) as desk:
+        asyncio.get_running_loop().call_later(0.2, a.shelf.gate.set)
+        asked = []
+        for _ in range(150):
+            path = chance.choice(list(ASKED))
+            body = {"model": chance.choice(["m", "new", "nobody/has-this"])} | ASKED[path]
+            asked.append(desk.ask(path, body | {"stream": chance.random() < 0.7}))
+            if chance.random() < 0.4:
+                asyncio.get_running_loop().call_later(chance.random() * 0.3, asked[-1].leave)
+            await asyncio.sleep(chance.random() * 0.005)
+        for each in asked:
+            await asyncio.wait_for(each.task, 20)
+        assert len(desk.outcomes) == len(asked)
+        assert {outcome.kind for outcome in desk.outcomes} == {
+            "ok",
+            "client_gone",
+            "upstream_failed",
+            "stalled",
+            "rejected",
+        }
+        fleet = desk.gateway.fleet
+        assert not any(fleet.conductor.waiting.values())
+        assert [fleet.conductor.in_flight(node) for node in ("a", "b")] == [0, 0]
+        left = [repr(task.get_coro()) for task in asyncio.all_tasks()]
+        assert not [task for task in left if "Reply." in task or "Vigil." in task]
 
 
 class TestBehindARealServer:
