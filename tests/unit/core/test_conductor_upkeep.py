@@ -73,6 +73,17 @@ def test_an_operators_load_that_cannot_be_is_refused_with_its_cause():
     assert "a: is draining" in refused.fault.message
 
 
+def test_a_node_that_an_operator_named_and_that_is_gone_is_not_waited_for():
+    stage = Stage("a b")
+    stage.observe("b", model("x", gb=9, running=1))
+    stage.play(LoadWanted("o1", "m", "b"))
+    stage.estimate("b")
+    (refused,) = _configured(stage, stage.catalogue, "a")
+    assert isinstance(refused, Refuse)
+    assert refused.fault.code == "node_unavailable"
+    assert "no node is called 'b'; configured: a" in refused.fault.message
+
+
 # an operator's unloads
 
 
@@ -194,6 +205,7 @@ def test_a_kept_model_that_fails_to_load_is_tried_again_after_its_back_off():
     assert stage.done(1, fault=Fault("gguf_corrupt", "damaged")) == []
     assert stage.later(4.9) == []
     assert stage.later(0.1) == [ReadState(2, "a")]
+    assert stage.done(2) == [load(3, "a")]
 
 
 def test_a_model_wanted_twice_gets_its_second_replica_once_somebody_asks():

@@ -66,8 +66,11 @@ class Placing:
 
     def _advance(self, model: str, node: str | None, tickets: list[Ticket]) -> None:
         board = self._board
-        # Operators may name a node that has gone from the configuration meanwhile.
-        only = None if node is None else [name for name in board.nodes if name == node]
+        if node is not None and node not in board.nodes:
+            for ticket in tickets:
+                board.refuse(ticket, refusals.no_such_node(board, node))
+            return
+        only = None if node is None else (node,)
         if board.is_coming(model, node):
             for ticket in tickets:
                 if ticket.loading_since is None:

@@ -95,7 +95,7 @@ class Plans:
         plan = self._begin(model, node, options, may_evict)
         plan.is_kept = is_kept
         victims = f" after {', '.join(placement.evict)}" if placement.evict else ""
-        board.place(model, node.name).tell("chosen{}", victims)
+        board.place(model, node.name).tell("{}{}", placement.why[-1], victims)
         for ticket in board.waiting.in_turn(model):
             if ticket.loading_since is None:
                 ticket.loading_since = board.now

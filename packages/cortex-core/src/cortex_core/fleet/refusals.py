@@ -15,7 +15,7 @@ from cortex_core.errors import (
 from cortex_core.fleet.board import Board
 from cortex_core.fleet.placement import NoPlacement
 
-__all__ = ["load_failed", "nowhere", "overdue", "too_many", "unknown"]
+__all__ = ["load_failed", "no_such_node", "nowhere", "overdue", "too_many", "unknown"]
 
 _MOST_NAMED = 20
 
@@ -53,6 +53,12 @@ def nowhere(board: Board, model: str, decision: NoPlacement) -> CortexError:
     causes = "; ".join(f"{node}: {why}" for node, why in sorted(decision.causes.items()))
     wait_s = None if decision.retry_at is None else _whole(decision.retry_at - board.now)
     return NoCapacity(f"the model {model!r} cannot be loaded: {causes}", retry_after_s=wait_s)
+
+
+def no_such_node(board: Board, node: str) -> CortexError:
+    """An operator named it, and it is no longer configured."""
+    known = ", ".join(board.nodes) or "none"
+    return NodeUnavailable(f"no node is called {node!r}; configured: {known}")
 
 
 def load_failed(board: Board, model: str) -> CortexError:

@@ -51,8 +51,10 @@ def why_not(board: Board, node: Node, model: str) -> str:
     known = node.places.get(model)
     if known is not None and known.has_memory:
         return f"the model is {known.state} there"
-    if known is not None and known.cools_down(board.now):
-        return f"its last load failed there: {known.fault.message if known.fault else 'unknown'}"
+    if known is not None and known.retry_at is not None and known.cools_down(board.now):
+        wait_s = known.retry_at - board.now
+        cause = known.fault.message if known.fault else "unknown cause"
+        return f"failed with it, and is not tried again for {wait_s:.0f} s: {cause}"
     if board.now < node.rests_until:
         return "somebody else is changing what it holds"
     return ""
