@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -59,6 +60,18 @@ async def test_tools_reach_the_prompt_unless_they_are_not_to_be_called():
 async def test_the_switch_forces_chatml():
     prompt = await _prompt(PlayedRegistry(), _request(), use_chat_template=False)
     assert prompt.startswith("<|im_start|>user\nhi")
+
+
+async def test_an_operators_own_template_goes_before_the_models(tmp_path: Path):
+    file = tmp_path / "own.jinja"
+    file.write_text("own: {{ messages[0].content }}", "utf-8")
+    own = {"m": str(file), "other": "/no/such/file"}
+    assert await _prompt(PlayedRegistry(), _request(), chat_templates=own) == "own: hi"
+
+
+async def test_an_operators_own_template_that_is_gone_is_missed():
+    with pytest.raises(TemplateRenderFailed, match="is configured for 'm' cannot be read"):
+        await _prompt(PlayedRegistry(), _request(), chat_templates={"m": "/no/such/file"})
 
 
 async def test_limits_and_stops_go_along():

@@ -97,6 +97,7 @@ def test_a_fault_in_cortex_toml_names_file_key_and_expectation(
 NEURON_FAULTS = [
     ('listen = "x"', "listen", "host:port"),
     ("[engine]\ncontext = -1", "engine.context", ">= 0"),
+    ('[chat_templates]\n"a/b" = "/nonexistent"', "chat_templates.a/b", "no such file"),
     ("[engine]\nparalel = 2", "engine.paralel", "did you mean 'parallel'"),
     ('[models]\nlocal = ["/nonexistent"]', "models.local[0]", "no such folder"),
     ('token_file = "/nonexistent"', "token_file", "no such file"),

@@ -38,7 +38,7 @@ class ChoicePiece(msgspec.Struct, frozen=True, gc=False):
 class CompletionService:
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
-        self._recommended = PerLoad(recommended)
+        self._recommended = PerLoad(lambda _, info: recommended(info))
 
     async def open(
         self, request: CompletionRequest, precedence: Precedence = NOBODY

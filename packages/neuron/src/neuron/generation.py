@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from cortex_core.config.neuron import NeuronConfig
 from cortex_core.envelopes.openai_chat import ChatRequest
+from cortex_core.errors import TemplateRenderFailed
 from cortex_core.wire import ipc
 from cortex_core.wire.sampling import Constraint
 from neuron.chat.answer import Answer
@@ -95,7 +96,7 @@ class ChatService:
         self._registry = registry
         self._config = config
         self._templates = PerLoad(self._template)
-        self._recommended = PerLoad(recommended)
+        self._recommended = PerLoad(lambda _, info: recommended(info))
 
     async def open(
         self,
@@ -139,11 +140,23 @@ class ChatService:
             return render(*arguments)
         return await asyncio.to_thread(render, *arguments)
 
-    def _template(self, info: ipc.ModelInfo) -> ChatTemplate:
+    def _template(self, model: str, info: ipc.ModelInfo) -> ChatTemplate:
         path = Path(info.path) if info.path else None
         use = self._config.use_chat_template
-        texts = find_texts(path, info.metadata, use_chat_template=use)
+        override = self._override(model) if use else None
+        texts = find_texts(path, info.metadata, override=override, use_chat_template=use)
         return ChatTemplate(texts, bos=info.bos, eos=info.eos)
+
+    def _override(self, model: str) -> str | None:
+        """The operator's own template. Another in its place would be a surprise, so one that
+        cannot be read raises TemplateRenderFailed."""
+        file = self._config.chat_templates.get(model)
+        try:
+            return None if file is None else Path(file).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TemplateRenderFailed(
+                f"the template that is configured for {model!r} cannot be read: {error}"
+            ) from None
 
     def _generate(
         self,

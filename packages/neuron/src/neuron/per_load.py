@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 
 class PerLoad(Generic[T]):
-    """`make` is called at a model's first use after each load."""
+    """`make(model, info)` is called at a model's first use after each load."""
 
-    def __init__(self, make: Callable[[ModelInfo], T]) -> None:
+    def __init__(self, make: Callable[[str, ModelInfo], T]) -> None:
         self._make = make
         self._made: dict[str, tuple[ModelInfo, T]] = {}
 
@@ -23,5 +23,5 @@ class PerLoad(Generic[T]):
         """`info` is of the model's present load."""
         known = self._made.get(model)
         if known is None or (known[0] is not info and known[0] != info):
-            known = self._made[model] = (info, self._make(info))
+            known = self._made[model] = (info, self._make(model, info))
         return known[1]

@@ -112,12 +112,14 @@ class DefaultModel(LoadOptions, frozen=True, kw_only=True, forbid_unknown_fields
 
 class NeuronConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`name` empty = the host's name. `token_file` holds the bearer token clients must send.
-    `use_chat_template` false forces the built-in ChatML template on every model."""
+    `use_chat_template` false forces the built-in ChatML template on every model;
+    `chat_templates` are files with the templates of single models, by the model's id."""
 
     listen: str = "0.0.0.0:13131"
     name: NodeNameOrAuto = ""
     token_file: str | None = None
     use_chat_template: bool = True
+    chat_templates: dict[str, str] = {}
     drain_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     max_body_mb: Count = 64
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -145,6 +147,9 @@ def load_neuron_config(
     for index, folder in enumerate(config.models.local):
         if not Path(folder).is_dir():
             raise ConfigError(source, f"models.local[{index}]", f"no such folder: {folder}")
+    for model, file in config.chat_templates.items():
+        if not Path(file).is_file():
+            raise ConfigError(source, f"chat_templates.{model}", f"no such file: {file}")
     _check_sources(source, config.models.sources)
     _check_cache(source, "engine", config.engine, config.engine)
     seen: set[str] = set()
