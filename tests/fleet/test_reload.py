@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fleet.conftest import Reply, Rig, config_of, eventually, running_rig
+from tests.fleet.in_process import running_desk
 from tests.fleet.scripted_neuron import Call, ScriptedNeuron, chunks_of
 
 MODELS = '[[models]]\nid = "m"\n'
@@ -176,3 +177,18 @@ async def test_a_new_token_is_read_from_the_same_file(tmp_path: Path) -> None:
                 return (await rig.chat("m")).status == 200
 
             await eventually(is_served)
+
+
+async def test_a_node_that_is_taken_out_as_a_request_is_sent_there_counts_as_failed() -> None:
+    async with (
+        ScriptedNeuron("a", "m") as a,
+        ScriptedNeuron("b", "m") as b,
+        running_desk(a, b) as desk,
+    ):
+        assert (await desk.chat().reply()).headers["x-cortex-node"] == "a"
+        del desk.gateway.upstream.neurons["a"]  # the conductor is yet to hear of it
+        assert (await desk.chat().reply()).headers["x-cortex-node"] == "b"
+        del desk.gateway.upstream.neurons["b"]
+        reply = await desk.chat().reply()
+        assert reply.status == 503
+        assert "is not configured any more" in json.loads(reply.body)["error"]["message"]

@@ -23,6 +23,7 @@ from cortex_core.errors import (
     CortexError,
     InternalError,
     MethodNotAllowed,
+    NodeUnavailable,
     NotFound,
     UpstreamFailed,
 )
@@ -317,9 +318,12 @@ class _Exchange:
         first_byte_s = self._proxy.settings.first_byte_timeout_s
         self._vigil.stalled_message = f"the node {node} sent nothing for {first_byte_s:g} s"
         self._vigil.expect(first_byte_s)
+        neuron = self._proxy.upstream.neurons.get(node)
+        if neuron is None:  # it was taken out of the configuration a moment ago
+            raise NodeFault(NodeUnavailable(f"the node {node} is not configured any more"))
         response = None
         try:
-            response = await self._proxy.upstream.neurons[node].post(self._path, body, headers)
+            response = await neuron.post(self._path, body, headers)
             await self._relay.pass_on(node, response)
         except NETWORK_ERRORS as error:
             if self._reply.is_answering:
