@@ -12,18 +12,26 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
 
 from cortex_core.config.gateway import GatewayConfig, GatewaySection, NeuronEntry
 from cortex_core.outcome import Outcome
+from cortex_gateway import vigil
 from cortex_gateway.app import Gateway
 from cortex_gateway.dialects import DIALECTS, Route
 from cortex_gateway.proxy import Proxy
 from tests.fleet.conftest import Reply
 from tests.fleet.scripted_neuron import Call, ScriptedNeuron
 
-__all__ = ["Asked", "Desk", "LateNeuron", "running_desk"]
+__all__ = ["Asked", "Desk", "LateNeuron", "be_impatient", "running_desk"]
 
 WITHIN_S = 15.0
+
+
+def be_impatient(monkeypatch: pytest.MonkeyPatch, silence_s: float = 0.05) -> None:
+    """Signs of life come after so much silence, and then every 20 ms."""
+    monkeypatch.setattr(vigil, "SILENCE_S", silence_s)
+    monkeypatch.setattr(vigil, "BEAT_S", 0.02)
 
 
 class LateNeuron(ScriptedNeuron):

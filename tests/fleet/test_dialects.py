@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,10 +18,9 @@ import pytest_asyncio
 from cortex_core.envelopes.parameters import decode_object
 from cortex_core.errors import CortexError, InvalidRequest, UpstreamFailed
 from cortex_core.wire import sse
-from cortex_gateway import proxy, vigil
+from cortex_gateway import proxy
 from cortex_gateway.dialects import Counting, Dialect, Route
-from tests.fleet.conftest import Rig
-from tests.fleet.in_process import Desk, running_desk
+from tests.fleet.in_process import Desk, be_impatient, running_desk
 from tests.fleet.scripted_neuron import Call, ScriptedNeuron, chunks_of, completion
 
 
@@ -102,10 +101,9 @@ ROUTES = {
 OPENED = said("BEGIN None")
 
 
-@pytest.fixture(autouse=True)
-def _be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vigil, "SILENCE_S", 0.05)
-    monkeypatch.setattr(vigil, "BEAT_S", 0.02)
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_impatient(monkeypatch)
 
 
 @pytest_asyncio.fixture
@@ -349,6 +347,7 @@ async def test_another_replica_answers_where_the_first_failed(
 # waiting
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_signs_of_life_are_the_dialects(
     a: ScriptedNeuron, b: ScriptedNeuron, desk: Desk
 ) -> None:
@@ -371,6 +370,7 @@ async def test_signs_of_life_are_the_dialects(
     assert len(b.calls) == 1
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_failure_after_signs_of_life_is_the_dialects_error_event(
     a: ScriptedNeuron, desk: Desk
 ) -> None:
@@ -439,82 +439,3 @@ async def test_a_long_body_is_translated_on_a_thread(
     reply = await desk.ask("/shout", shout()).reply()
     assert json.loads(reply.body)["shouted"] == "HELLO"
     assert (await desk.ask("/shout", body).reply()).status == 400
-
-
-# those that ship, through a real server
-
-
-class TestBehindARealServer:
-    pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-    MESSAGE: ClassVar = {"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
-
-    async def test_a_message_is_answered_whole_and_as_a_stream(self, rig: Rig) -> None:
-        body = {"model": "only/a"} | self.MESSAGE
-        headers = {"x-api-key": "k", "anthropic-version": "2023-06-01", "anthropic-beta": "made-up"}
-        reply = await rig.ask("POST", "/v1/messages/", body, headers=headers)
-        answer = json.loads(reply.body)
-        assert (reply.status, answer["type"]) == (200, "message")
-        assert answer["content"] == [{"type": "text", "text": "hello from a"}]
-        assert reply.headers["request-id"] == reply.headers["x-request-id"]
-        assert rig.a.calls[0].headers["x-cortex-caller"].startswith("key-")
-        rig.a.script = lambda call: call.stream(*chunks_of("hel", "lo", usage=True))
-        reply = await rig.ask("POST", "/v1/messages", body | {"stream": True}, headers=headers)
-        kinds = [event.event for event in sse.Parser().feed(reply.body)]
-        assert (kinds[0], kinds[-1]) == ("message_start", "message_stop")
-
-    @pytest.mark.parametrize(
-        ("change", "status", "kind"),
-        [
-            ({"max_tokens": None}, 400, "invalid_request_error"),
-            ({"model": "nobody/has-this"}, 404, "not_found_error"),
-        ],
-    )
-    async def test_a_refused_message_hears_it_as_its_clients_expect(
-        self, rig: Rig, change: dict[str, Any], status: int, kind: str
-    ) -> None:
-        body = {"model": "only/a"} | self.MESSAGE | change
-        reply = await rig.ask("POST", "/v1/messages", body)
-        error = json.loads(reply.body)
-        assert (reply.status, error["type"], error["error"]["type"]) == (status, "error", kind)
-
-    async def test_a_message_that_breaks_off_ends_in_an_error_event(self, rig: Rig) -> None:
-        async def break_off(call: Call) -> None:
-            await call.start_stream()
-            await call.chunk(chunks_of("hel")[0])
-            call.reset()
-
-        rig.a.script = break_off
-        body = {"model": "only/a", "stream": True} | self.MESSAGE
-        reply = await rig.ask("POST", "/v1/messages", body)
-        *_, last = sse.Parser().feed(reply.body)
-        assert last.event == "error"
-        assert json.loads(last.data)["error"]["type"] == "api_error"
-
-    async def test_a_messages_tokens_are_counted(self, rig: Rig) -> None:
-        rig.a.script = lambda call: call.answer(b'{"count":17}')
-        body = {"model": "only/a", "messages": self.MESSAGE["messages"]}
-        reply = await rig.ask("POST", "/v1/messages/count_tokens?beta=true", body)
-        assert json.loads(reply.body) == {"input_tokens": 17}
-        assert rig.a.calls[0].path == "/v1/chat/render?tokens=false"
-
-    async def test_a_response_is_made_and_breaks_off_in_its_own_words(self, rig: Rig) -> None:
-        body = {"model": "only/a", "input": "hi"}
-        reply = await rig.ask("POST", "/v1/responses", body)
-        assert (reply.status, json.loads(reply.body)["status"]) == (200, "completed")
-
-        async def break_off(call: Call) -> None:
-            await call.start_stream()
-            await call.chunk(chunks_of("hel")[0])
-            call.reset()
-
-        rig.a.script = break_off
-        reply = await rig.ask("POST", "/v1/responses", body | {"stream": True})
-        events = sse.Parser().feed(reply.body)
-        assert events[0].event == "response.created"
-        assert "response.completed" not in [event.event for event in events]
-        assert "the node a failed" in json.loads(events[-1].data)["response"]["error"]["message"]
-
-    async def test_a_response_that_cannot_be_read_is_refused(self, rig: Rig) -> None:
-        reply = await rig.ask("POST", "/v1/responses", b"{")
-        assert json.loads(reply.body)["error"]["code"] == "invalid_json"

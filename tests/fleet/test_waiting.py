@@ -1,31 +1,26 @@
-"""A client that has to wait: what it hears meanwhile, and what may still go wrong with it."""
+"""A client whose answer is long in coming: what it hears meanwhile, and what may still go wrong."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from cortex_core.errors import Fault
 from cortex_core.wire.sse import KEEP_ALIVE
-from cortex_gateway import vigil
-from tests.fleet.conftest import Rig, eventually
-from tests.fleet.in_process import Desk, LateNeuron, running_desk
+from tests.fleet.conftest import Rig
+from tests.fleet.in_process import Desk, be_impatient, running_desk
 from tests.fleet.scripted_neuron import Call, ScriptedNeuron, chunks_of, completion
 from tests.fleet.test_broken_answers import error_of, last_event
 
 HELLO = b"".join(chunks_of("hel", "lo"))
 
 
-@pytest.fixture(autouse=True)
-def _be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vigil, "SILENCE_S", 0.05)
-    monkeypatch.setattr(vigil, "BEAT_S", 0.02)
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_impatient(monkeypatch)
 
 
 class Held:
@@ -68,6 +63,7 @@ async def desk(a: ScriptedNeuron, b: ScriptedNeuron) -> AsyncIterator[Desk]:
         yield desk
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_stream_that_waits_for_its_prefill_hears_signs_of_life(
     a: ScriptedNeuron, desk: Desk
 ) -> None:
@@ -92,6 +88,7 @@ async def test_a_quick_stream_hears_none(a: ScriptedNeuron, desk: Desk) -> None:
     assert reply.headers["x-cortex-node"] == "a"
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_an_answer_that_is_no_stream_comes_alone(a: ScriptedNeuron, desk: Desk) -> None:
     a.script = held = Held(lambda call: call.answer(completion("late")))
     asked = desk.chat()
@@ -104,6 +101,7 @@ async def test_an_answer_that_is_no_stream_comes_alone(a: ScriptedNeuron, desk: 
     assert reply.headers["x-cortex-node"] == "a"
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_silence_within_an_answer_is_broken_too(a: ScriptedNeuron, desk: Desk) -> None:
     go_on = asyncio.Event()
 
@@ -124,8 +122,11 @@ async def test_silence_within_an_answer_is_broken_too(a: ScriptedNeuron, desk: D
     assert reply.body.replace(KEEP_ALIVE, b"") == b"".join(chunks_of("one", "two"))
 
 
-async def test_no_sign_of_life_falls_into_an_event(a: ScriptedNeuron, desk: Desk) -> None:
+async def test_no_sign_of_life_falls_into_an_event(
+    a: ScriptedNeuron, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An event too long to be held is passed on in pieces."""
+    be_impatient(monkeypatch, silence_s=0.5)
     go_on = asyncio.Event()
     long, done = chunks_of("x" * 400_000)
 
@@ -139,11 +140,12 @@ async def test_no_sign_of_life_falls_into_an_event(a: ScriptedNeuron, desk: Desk
     a.script = pause
     asked = desk.chat(stream=True)
     await asked.until(b"x" * 10_000)
-    await asyncio.sleep(0.15)  # several signs of life would have come by now
+    await asyncio.sleep(0.6)  # several signs of life would have come by now
     go_on.set()
     assert (await asked.reply()).body == long + done
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_another_replica_answers_after_signs_of_life(
     a: ScriptedNeuron, b: ScriptedNeuron, desk: Desk
 ) -> None:
@@ -176,6 +178,7 @@ async def test_a_nodes_own_signs_of_life_are_no_answer(
     assert reply.headers["x-cortex-node"] == "b"
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_nodes_own_signs_of_life_pass(a: ScriptedNeuron, desk: Desk) -> None:
     go_on = asyncio.Event()
 
@@ -200,6 +203,7 @@ async def test_a_nodes_own_signs_of_life_pass(a: ScriptedNeuron, desk: Desk) -> 
     assert "x-cortex-node" not in reply.headers
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_failure_after_signs_of_life_is_an_error_event(
     a: ScriptedNeuron, b: ScriptedNeuron, desk: Desk
 ) -> None:
@@ -221,6 +225,7 @@ async def test_a_failure_after_signs_of_life_is_an_error_event(
     assert outcome.ttft_s is None
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("status", [400, 503])
 async def test_a_refusal_after_signs_of_life_is_an_error_event(
     a: ScriptedNeuron, desk: Desk, status: int
@@ -237,6 +242,7 @@ async def test_a_refusal_after_signs_of_life_is_an_error_event(
     assert desk.outcomes[0].code == code
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("size", [10, 2_000_000])
 async def test_a_stream_that_is_answered_with_something_else_fails(
     a: ScriptedNeuron, desk: Desk, size: int
@@ -250,8 +256,9 @@ async def test_a_stream_that_is_answered_with_something_else_fails(
 
 
 async def test_no_sign_of_life_falls_into_an_answer_that_is_no_stream(
-    a: ScriptedNeuron, desk: Desk
+    a: ScriptedNeuron, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    be_impatient(monkeypatch, silence_s=0.5)
     go_on = asyncio.Event()
     body = json.dumps(completion("x" * 2_000_000)).encode()
 
@@ -264,7 +271,7 @@ async def test_no_sign_of_life_falls_into_an_answer_that_is_no_stream(
     a.script = pause
     asked = desk.chat("only/a", stream=True)
     await asked.until(b"x" * 1_000_000)
-    await asyncio.sleep(0.15)  # several signs of life would have come by now
+    await asyncio.sleep(0.6)  # several signs of life would have come by now
     go_on.set()
     assert (await asked.reply()).body == body
 
@@ -289,6 +296,7 @@ async def test_a_stream_that_begins_with_a_nodes_own_trouble_is_mended_by_anothe
     assert reply.headers["x-cortex-node"] == "b"
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_client_that_takes_no_bytes_hears_no_second_sign_of_life(
     a: ScriptedNeuron, desk: Desk
 ) -> None:
@@ -302,6 +310,7 @@ async def test_a_client_that_takes_no_bytes_hears_no_second_sign_of_life(
     assert (await asked.reply()).body.count(KEEP_ALIVE) <= 1
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_client_that_leaves_during_signs_of_life_ends_its_request(
     a: ScriptedNeuron, desk: Desk
 ) -> None:
@@ -321,74 +330,7 @@ async def test_a_client_that_leaves_during_signs_of_life_ends_its_request(
     assert desk.outcomes[0].status == 499
 
 
-# waiting for a seat
-
-
-@pytest_asyncio.fixture
-async def late() -> AsyncIterator[LateNeuron]:
-    neuron = LateNeuron("late", "m")
-    async with neuron:
-        yield neuron
-
-
-async def test_a_stream_that_waits_for_a_seat_hears_signs_of_life(late: LateNeuron) -> None:
-    async with running_desk(late, first_byte_timeout_s=1.0) as desk:
-        asked = desk.chat(stream=True)
-        await asked.until(KEEP_ALIVE, 2)
-        assert not late.calls
-        late.told.set()
-        reply = await asked.reply()
-    assert reply.body.replace(KEEP_ALIVE, b"") == HELLO
-    (outcome,) = desk.outcomes
-    assert outcome.queued_s > 0.05
-    assert (outcome.kind, outcome.device, outcome.retries) == ("ok", "cpu", 0)
-
-
-async def test_the_wait_for_a_seat_is_not_the_nodes_time(late: LateNeuron) -> None:
-    async with running_desk(late, first_byte_timeout_s=0.05, idle_timeout_s=0.05) as desk:
-        asked = desk.chat()
-        await asyncio.sleep(0.2)
-        assert not asked.task.done()
-        late.told.set()
-        assert (await asked.reply()).status == 200
-
-
-async def test_a_client_that_leaves_while_it_waits_for_a_seat_asks_nobody(
-    late: LateNeuron,
-) -> None:
-    async with running_desk(late) as desk:
-        asked = desk.chat(stream=True)
-        await asked.until(KEEP_ALIVE)
-        asked.leave()
-        await asyncio.wait_for(asked.task, 5)
-        late.told.set()
-        assert (await desk.chat().reply()).status == 200
-    assert [outcome.kind for outcome in desk.outcomes] == ["client_gone", "ok"]
-    assert len(late.calls) == 1
-    assert desk.outcomes[0].node is None
-
-
-async def test_a_refusal_after_signs_of_life_for_want_of_a_seat_is_an_error_event(
-    late: LateNeuron,
-) -> None:
-    async with running_desk(late) as desk:
-        asked = desk.chat("nobody/has-this", stream=True)
-        await asked.until(KEEP_ALIVE)
-        late.told.set()
-        reply = await asked.reply()
-    assert last_event(reply.body)["error"]["code"] == "model_not_found"
-    assert desk.outcomes[0].kind == "rejected"
-
-
-async def test_a_drain_ends_who_waits_for_a_seat(late: LateNeuron) -> None:
-    async with running_desk(late) as desk:
-        asked = desk.chat(stream=True)
-        await asked.until(KEEP_ALIVE)
-        await desk.gateway.admission.drain(0.01)
-        reply = await asked.reply()
-    assert last_event(reply.body)["error"]["code"] == "shutting_down"
-
-
+@pytest.mark.usefixtures("impatient")
 async def test_two_requests_with_one_id_are_two_requests(a: ScriptedNeuron, desk: Desk) -> None:
     a.script = held = Held(say_hello)
     same = {"x-request-id": "same"}
@@ -407,143 +349,6 @@ async def test_a_request_that_stops_halfway_is_told_so(a: ScriptedNeuron) -> Non
         reply = await asked.reply()
     assert (reply.status, error_of(reply.body)["code"]) == (408, "request_timeout")
     assert desk.outcomes[0].kind == "rejected"
-
-
-# waiting for a load, in the dialects that ship
-
-MESSAGES = [{"role": "user", "content": "hi"}]
-ASKED = {
-    "/v1/chat/completions": {"messages": MESSAGES},
-    "/v1/completions": {"prompt": "hi"},
-    "/v1/messages": {"messages": MESSAGES, "max_tokens": 9},
-    "/v1/responses": {"input": "hi"},
-}
-ALIVE = {"/v1/messages": b"event: ping\n"}
-OVER = {
-    "/v1/messages": b"event: message_stop\n",
-    "/v1/responses": b"event: response.completed\n",
-}
-FAILED = {"/v1/messages": b"event: error\n", "/v1/responses": b"event: response.failed\n"}
-
-
-@pytest_asyncio.fixture
-async def cold_desk(a: ScriptedNeuron, tmp_path: Path) -> AsyncIterator[Desk]:
-    """Nobody has loaded the model new, which a could load; its loads wait for a's gate."""
-    a.shelf.sizes["new"] = 100
-    a.shelf.gate.clear()
-    models = tmp_path / "models.toml"
-    models.write_text('[[models]]\nid = "new"\n', "utf-8")
-    async with running_desk(a, models=str(models), max_waiting=1) as desk:
-        yield desk
-
-
-@pytest.mark.parametrize("path", ASKED)
-async def test_a_stream_that_waits_for_a_load_hears_signs_of_life_in_its_dialect(
-    a: ScriptedNeuron, cold_desk: Desk, path: str
-) -> None:
-    a.script = lambda call: call.stream(*chunks_of("hel", "lo", usage=True))
-    asked = cold_desk.ask(path, {"model": "new", "stream": True} | ASKED[path])
-    await asked.until(ALIVE.get(path, KEEP_ALIVE), 2)
-    a.shelf.gate.set()
-    reply = await asked.reply()
-    assert reply.status == 200
-    assert OVER.get(path, b"data: [DONE]\n") in reply.body
-    (outcome,) = cold_desk.outcomes
-    assert (outcome.kind, outcome.node, outcome.streamed) == ("ok", "a", True)
-    assert outcome.load_s is not None
-    assert 0 < outcome.load_s <= outcome.queued_s
-
-
-@pytest.mark.parametrize("path", ASKED)
-async def test_a_load_that_fails_is_told_in_the_dialect_of_who_waits(
-    a: ScriptedNeuron, cold_desk: Desk, path: str
-) -> None:
-    a.shelf.faults["new"] = Fault("gguf_corrupt", "bad magic")
-    asked = cold_desk.ask(path, {"model": "new", "stream": True} | ASKED[path])
-    await asked.until(ALIVE.get(path, KEEP_ALIVE))
-    a.shelf.gate.set()
-    reply = await asked.reply()
-    assert FAILED.get(path, b'data: {"error"') in reply.body
-    assert b"bad magic" in reply.body
-    assert OVER.get(path, b"[DONE]") not in reply.body
-    assert not a.calls
-    (outcome,) = cold_desk.outcomes
-    assert (outcome.kind, outcome.status, outcome.node) == ("rejected", 200, None)
-
-
-@pytest.mark.parametrize("path", ASKED)
-async def test_one_too_many_in_line_is_told_when_to_come_back(
-    a: ScriptedNeuron, cold_desk: Desk, path: str
-) -> None:
-    first = cold_desk.chat("new")
-    await eventually(lambda: _waits(cold_desk, "new"))
-    reply = await cold_desk.ask(path, {"model": "new", "stream": True} | ASKED[path]).reply()
-    assert reply.status == 429
-    assert int(reply.headers["retry-after"]) > 0
-    assert json.loads(reply.body)["error"]["type"] == "rate_limit_error"
-    a.shelf.gate.set()
-    assert (await first.reply()).status == 200
-
-
-async def _waits(desk: Desk, model: str) -> bool:
-    return desk.gateway.fleet.conductor.waiting.get(model, 0) > 0
-
-
-async def test_whatever_clients_and_nodes_do_nothing_is_left_behind(
-    a: ScriptedNeuron, b: ScriptedNeuron, tmp_path: Path
-) -> None:
-    """Each request has one outcome, and then no task, no seat and no place in line."""
-    chance = random.Random(5)
-
-    async def whatever(call: Call) -> None:
-        how = chance.randrange(6)
-        await asyncio.sleep(chance.random() * 0.1)
-        if how == 0:
-            call.reset()
-        elif how == 1:
-            await call.answer({"error": {"message": "full", "code": "no_capacity"}}, 503)
-        elif how == 2:
-            await call.start_stream()
-            await call.chunk(b": alive\n\n")
-            await call.chunk(chunks_of("half")[0])
-            call.close()
-        elif how == 3:
-            await call.gone()
-        elif call.json.get("stream"):
-            await call.stream(*chunks_of("hel", "lo"))
-        else:
-            await call.answer(completion("hello"))
-
-    models = tmp_path / "models.toml"
-    models.write_text('[[models]]\nid = "m"\n[[models]]\nid = "new"\n', "utf-8")
-    a.script = b.script = whatever
-    a.shelf.sizes["new"] = 100
-    a.shelf.gate.clear()
-    async with running_desk(a, b, models=str(models), first_byte_timeout_s=0.3) as desk:
-        asyncio.get_running_loop().call_later(0.2, a.shelf.gate.set)
-        asked = []
-        for _ in range(150):
-            path = chance.choice(list(ASKED))
-            body = {"model": chance.choice(["m", "new", "nobody/has-this"])} | ASKED[path]
-            asked.append(desk.ask(path, body | {"stream": chance.random() < 0.7}))
-            if chance.random() < 0.4:
-                asyncio.get_running_loop().call_later(chance.random() * 0.3, asked[-1].leave)
-            await asyncio.sleep(chance.random() * 0.005)
-        for each in asked:
-            await asyncio.wait_for(each.task, 20)
-        assert len(desk.outcomes) == len(asked)
-        assert {outcome.kind for outcome in desk.outcomes} == {
-            "ok",
-            "client_gone",
-            "upstream_failed",
-            "stalled",
-            "rejected",
-        }
-        fleet = desk.gateway.fleet
-        assert not any(fleet.conductor.waiting.values())
-        assert [fleet.conductor.in_flight(node) for node in ("a", "b")] == [0, 0]
-        left = [repr(task.get_coro()) for task in asyncio.all_tasks()]
-        assert not [task for task in left if "Reply." in task or "Vigil." in task]
 
 
 class TestBehindARealServer:

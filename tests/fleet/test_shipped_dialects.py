@@ -1,0 +1,92 @@
+"""The dialects that ship, through a real server: their paths, headers and errors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cortex_core.wire import sse
+from tests.fleet.conftest import Rig
+from tests.fleet.scripted_neuron import Call, chunks_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MESSAGE: dict[str, Any] = {"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+
+
+async def test_a_message_is_answered_whole_and_as_a_stream(rig: Rig) -> None:
+    body = {"model": "only/a"} | MESSAGE
+    headers = {"x-api-key": "k", "anthropic-version": "2023-06-01", "anthropic-beta": "made-up"}
+    reply = await rig.ask("POST", "/v1/messages/", body, headers=headers)
+    answer = json.loads(reply.body)
+    assert (reply.status, answer["type"]) == (200, "message")
+    assert answer["content"] == [{"type": "text", "text": "hello from a"}]
+    assert reply.headers["request-id"] == reply.headers["x-request-id"]
+    assert rig.a.calls[0].headers["x-cortex-caller"].startswith("key-")
+    rig.a.script = lambda call: call.stream(*chunks_of("hel", "lo", usage=True))
+    reply = await rig.ask("POST", "/v1/messages", body | {"stream": True}, headers=headers)
+    kinds = [event.event for event in sse.Parser().feed(reply.body)]
+    assert (kinds[0], kinds[-1]) == ("message_start", "message_stop")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "kind"),
+    [
+        ({"max_tokens": None}, 400, "invalid_request_error"),
+        ({"model": "nobody/has-this"}, 404, "not_found_error"),
+    ],
+)
+async def test_a_refused_message_hears_it_as_its_clients_expect(
+    rig: Rig, change: dict[str, Any], status: int, kind: str
+) -> None:
+    body = {"model": "only/a"} | MESSAGE | change
+    reply = await rig.ask("POST", "/v1/messages", body)
+    error = json.loads(reply.body)
+    assert (reply.status, error["type"], error["error"]["type"]) == (status, "error", kind)
+
+
+async def test_a_message_that_breaks_off_ends_in_an_error_event(rig: Rig) -> None:
+    async def break_off(call: Call) -> None:
+        await call.start_stream()
+        await call.chunk(chunks_of("hel")[0])
+        call.reset()
+
+    rig.a.script = break_off
+    body = {"model": "only/a", "stream": True} | MESSAGE
+    reply = await rig.ask("POST", "/v1/messages", body)
+    *_, last = sse.Parser().feed(reply.body)
+    assert last.event == "error"
+    assert json.loads(last.data)["error"]["type"] == "api_error"
+
+
+async def test_a_messages_tokens_are_counted(rig: Rig) -> None:
+    rig.a.script = lambda call: call.answer(b'{"count":17}')
+    body = {"model": "only/a", "messages": MESSAGE["messages"]}
+    reply = await rig.ask("POST", "/v1/messages/count_tokens?beta=true", body)
+    assert json.loads(reply.body) == {"input_tokens": 17}
+    assert rig.a.calls[0].path == "/v1/chat/render?tokens=false"
+
+
+async def test_a_response_is_made_and_breaks_off_in_its_own_words(rig: Rig) -> None:
+    body = {"model": "only/a", "input": "hi"}
+    reply = await rig.ask("POST", "/v1/responses", body)
+    assert (reply.status, json.loads(reply.body)["status"]) == (200, "completed")
+
+    async def break_off(call: Call) -> None:
+        await call.start_stream()
+        await call.chunk(chunks_of("hel")[0])
+        call.reset()
+
+    rig.a.script = break_off
+    reply = await rig.ask("POST", "/v1/responses", body | {"stream": True})
+    events = sse.Parser().feed(reply.body)
+    assert events[0].event == "response.created"
+    assert "response.completed" not in [event.event for event in events]
+    assert "the node a failed" in json.loads(events[-1].data)["response"]["error"]["message"]
+
+
+async def test_a_response_that_cannot_be_read_is_refused(rig: Rig) -> None:
+    reply = await rig.ask("POST", "/v1/responses", b"{")
+    assert json.loads(reply.body)["error"]["code"] == "invalid_json"
