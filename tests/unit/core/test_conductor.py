@@ -193,6 +193,28 @@ def test_a_request_can_tell_what_happened_to_it():
     ]
 
 
+def test_a_place_can_tell_what_happened_there():
+    stage = Stage(models=("m", "old"))
+    stage.observe("a", model("old", gb=8))
+    stage.ask("r1")
+    stage.estimate("a")
+    stage.done(1)
+    stage.observe("a")
+    stage.done(2)
+    stage.done(3, model("m"))
+    assert [line.text for line in stage.conductor.history("old", "a")] == [
+        "found ready on cuda:0",
+        "makes room for m",
+        "unloading",
+        "unloaded",
+    ]
+    assert [line.text for line in stage.conductor.history("m", "a")] == [
+        "chosen: a cuda:0, since it fits nowhere else; before it, old must leave",
+        "loading",
+        "ready on cuda:0",
+    ]
+
+
 def test_what_is_under_way_can_be_asked():
     stage = Stage()
     stage.observe("a")

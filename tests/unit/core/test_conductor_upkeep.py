@@ -208,6 +208,16 @@ def test_a_kept_model_that_fails_to_load_is_tried_again_after_its_back_off():
     assert stage.done(2) == [load(3, "a")]
 
 
+def test_a_kept_model_whose_room_vanished_evicts_nothing_after_all():
+    stage = Stage("a", models=(AT_HOME, "x"))
+    stage.observe("a")
+    stage.estimate("a")
+    stage.done(1, fault=Fault("gguf_corrupt", "damaged"))
+    assert stage.later(5) == [ReadState(2, "a")]
+    stage.observe("a", model("x", gb=9))
+    assert stage.done(2) == []
+
+
 def test_a_model_wanted_twice_gets_its_second_replica_once_somebody_asks():
     stage = Stage("a b", models=(ModelEntry(id="m", replicas=2),))
     stage.observe("a", model("m"))

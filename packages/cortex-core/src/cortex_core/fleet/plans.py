@@ -94,7 +94,7 @@ class Plans:
         node = board.nodes[placement.node]
         plan = self._begin(model, node, options, may_evict)
         plan.is_kept = is_kept
-        victims = f" after {', '.join(placement.evict)}" if placement.evict else ""
+        victims = f"; before it, {', '.join(placement.evict)} must leave" if placement.evict else ""
         board.place(model, node.name).tell("{}{}", placement.why[-1], victims)
         for ticket in board.waiting.in_turn(model):
             if ticket.loading_since is None:
