@@ -294,8 +294,9 @@ def test_a_worker_that_has_loaded_and_unloaded_enough_is_restarted_when_it_is_em
     stage.end("r1")
     stage.play(UnloadWanted("o1", "m"))
     assert stage.done(2) == [Done("o1"), Restart(3, "a", "cuda:0")]
-    assert stage.done(3) == []
-    assert stage.later(1) == []
+    assert stage.ask("r2") == []
+    assert stage.done(3) == [ReadState(4, "a")]
+    assert stage.done(4) == [load(5, "a")]
 
 
 # another configuration

@@ -196,10 +196,6 @@ class Conductor:
         """Requests of this gateway on a node."""
         return sum(place.busy for place in self._board.nodes[node].places.values())
 
-    def is_known(self, name: str) -> bool:
-        """Whether a name is a model's, or an alias of one, that is listed or has been on a node."""
-        return self._board.is_known(self._board.catalogue.resolve(name))
-
     def unanswerable(self, name: str, now: float) -> CortexError | None:
         """What a request for it would be refused with at once; None where it would not be."""
         self._board.now = now
