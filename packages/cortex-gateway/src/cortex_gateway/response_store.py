@@ -109,7 +109,7 @@ class ResponseStore:
         return None if stored is None else stored.items
 
     def item(self, name: str) -> Item | None:
-        for stored in self._fresh.values():
+        for stored in list(self._fresh.values()):  # a long translation has a thread of its own
             if found := _named(name, stored):
                 return found
         row = self._database.execute("SELECT response FROM items WHERE id = ?", (name,)).fetchone()
