@@ -3,7 +3,6 @@ also read by the vendor's own types."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
@@ -24,15 +23,9 @@ from cortex_core.errors import (
 from cortex_core.translate.anthropic import AnthropicTranslation
 from cortex_core.translate.anthropic_request import translate_messages
 from cortex_core.wire import sse
+from tests.unit.core.chat_answers import CLOSING, call, chunk, completion, cut
 
 EVENTS = TypeAdapter(RawMessageStreamEvent)
-USAGE = {
-    "prompt_tokens": 11,
-    "completion_tokens": 5,
-    "total_tokens": 16,
-    "prompt_tokens_details": {"cached_tokens": 7},
-    "completion_tokens_details": {"reasoning_tokens": 2},
-}
 TOOL = {
     "name": "add",
     "description": "adds",
@@ -343,24 +336,6 @@ def test_what_cannot_be_done_is_refused_by_name(
 # the answer
 
 
-def completion(finish: str = "stop", stop: str | None = None, **message: Any) -> bytes:
-    choice = {"index": 0, "message": {"role": "assistant", "content": None} | message}
-    choice |= {"finish_reason": finish, "stop_reason": stop}
-    return json.dumps({"choices": [choice], "usage": USAGE}).encode()
-
-
-def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish} | more
-    return sse.encode(json.dumps({"id": "x", "choices": [choice]}).encode())
-
-
-def call(index: int, name: str | None = None, arguments: str | None = None) -> dict[str, Any]:
-    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value}
-    begun = {"id": f"call_{index}", "type": "function"} if name else {}
-    return {"tool_calls": [{"index": index, **begun, "function": function}]}
-
-
-CLOSING = sse.encode(json.dumps({"choices": [], "usage": USAGE}).encode()) + sse.DONE
 STREAM = [
     chunk({"role": "assistant", "content": ""}),
     chunk({"reasoning_content": "h"}),
@@ -537,7 +512,5 @@ def test_an_error_that_the_node_tells_is_told() -> None:
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=5))
 def test_however_the_events_arrive_the_same_is_told(cuts: list[int]) -> None:
     whole = steady(translated(stream=True)).feed(b"".join(STREAM))
-    places = [0, *sorted(set(cuts)), len(STREAM)]
     split = steady(translated(stream=True))
-    pieces = (b"".join(STREAM[a:b]) for a, b in itertools.pairwise(places))
-    assert b"".join(map(split.feed, pieces)) == whole
+    assert b"".join(map(split.feed, cut(STREAM, cuts))) == whole

@@ -3,7 +3,6 @@ by the vendor's own types."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
@@ -26,15 +25,9 @@ from cortex_core.translate.responses import ResponsesTranslation
 from cortex_core.translate.responses_input import Item
 from cortex_core.translate.responses_request import translate_responses
 from cortex_core.wire import sse
+from tests.unit.core.chat_answers import CLOSING, call, chunk, completion, cut
 
 EVENTS = TypeAdapter(ResponseStreamEvent)
-USAGE = {
-    "prompt_tokens": 11,
-    "completion_tokens": 5,
-    "total_tokens": 16,
-    "prompt_tokens_details": {"cached_tokens": 7},
-    "completion_tokens_details": {"reasoning_tokens": 2},
-}
 FUNCTION = {
     "type": "function",
     "name": "add",
@@ -304,25 +297,7 @@ def test_what_cannot_be_done_is_refused_by_name(
 # the answer
 
 
-def completion(finish: str = "stop", **message: Any) -> bytes:
-    choice = {"index": 0, "message": {"role": "assistant", "content": None} | message}
-    return json.dumps({"choices": [choice | {"finish_reason": finish}], "usage": USAGE}).encode()
-
-
-def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish} | more
-    return sse.encode(json.dumps({"id": "x", "choices": [choice]}).encode())
-
-
-def call(index: int, name: str | None = None, arguments: str | None = None) -> dict[str, Any]:
-    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value}
-    begun = {"id": f"call_{index}", "type": "function"} if name else {}
-    return {"tool_calls": [{"index": index, **begun, "function": function}]}
-
-
-END = (
-    chunk({}, "stop") + sse.encode(json.dumps({"choices": [], "usage": USAGE}).encode()) + sse.DONE
-)
+END = chunk({}, "stop") + CLOSING
 STREAM = [
     chunk({"role": "assistant", "content": ""}),
     chunk({"reasoning_content": "h"}),
@@ -430,8 +405,8 @@ def test_a_summary_is_told_as_one() -> None:
 
 def test_an_answer_cut_short_is_incomplete() -> None:
     translation = translated(stream=True)
-    cut = [STREAM[3], chunk({}, "length"), END.partition(b"\n\n")[2]]
-    last = events_of(b"".join(map(translation.feed, cut)))[-1]
+    short = [STREAM[3], chunk({}, "length"), CLOSING]
+    last = events_of(b"".join(map(translation.feed, short)))[-1]
     assert last["type"] == "response.incomplete"
     assert last["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
     assert last["response"]["output"][0]["status"] == "incomplete"
@@ -443,7 +418,7 @@ def test_what_came_to_its_end_is_kept_before_that_is_told(finish: str) -> None:
     translation = translate_responses(ASKED, memory)
     translation.feed(STREAM[3] + chunk({}, finish))
     assert not memory.kept
-    translation.feed(END.partition(b"\n\n")[2])
+    translation.feed(CLOSING)
     assert memory.kept == ["completed" if finish == "stop" else "incomplete"]
     kept = memory.items(translation.response["id"]) or []
     assert [item["role"] for item in kept] == ["user", "assistant"]
@@ -514,10 +489,8 @@ def test_what_is_no_completion_is_the_nodes_fault(body: bytes) -> None:
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=5))
 def test_however_the_events_arrive_the_same_is_told(cuts: list[int]) -> None:
     whole = steady(translated(stream=True, tools=[FUNCTION, CUSTOM])).feed(b"".join(STREAM))
-    places = [0, *sorted(set(cuts)), len(STREAM)]
-    pieces = [b"".join(STREAM[a:b]) for a, b in itertools.pairwise(places)]
     split = steady(translated(stream=True, tools=[FUNCTION, CUSTOM]))
-    assert b"".join(map(split.feed, pieces)) == whole
+    assert b"".join(map(split.feed, cut(STREAM, cuts))) == whole
 
 
 def test_a_custom_call_that_is_no_object_is_given_as_it_came() -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from cortex_core.errors import CortexError, parse_openai
 from cortex_core.outcome import Usage
+from cortex_core.translate.chat_stream import ChatUsage
 
 __all__ = ["MAX_EVENT_BYTES", "UNREADABLE", "StreamTail", "is_comment", "parted", "usage_of"]
 
@@ -27,25 +28,10 @@ MAX_HELD_BYTES = 256 * 1024
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
-
-
-class _UsageReport(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-
-
 class _Answer(msgspec.Struct):
     """The one part of a completion, or of a chunk, that the gateway reads."""
 
-    usage: _UsageReport | None = None
+    usage: ChatUsage | None = None
 
 
 _decoder = msgspec.json.Decoder(_Answer)
@@ -56,14 +42,7 @@ def usage_of(body: bytes) -> Usage | None:
     report = _decoder.decode(body).usage
     if report is None:
         return None
-    prompt = report.prompt_tokens_details
-    completion = report.completion_tokens_details
-    return Usage(
-        report.prompt_tokens,
-        (prompt.cached_tokens or 0) if prompt else 0,
-        report.completion_tokens,
-        (completion.reasoning_tokens or 0) if completion else 0,
-    )
+    return Usage(report.prompt_tokens, report.cached, report.completion_tokens, report.reasoning)
 
 
 # Within JSON a quote that is part of a text is escaped, so this is never what a model said.

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from cortex_core.errors import InvalidRequest, UnsupportedParameter
+from cortex_core.translate.fields import string
 from cortex_core.translate.seal import opened
 
 __all__ = ["ATTRIBUTION", "chat_messages", "system_text"]
@@ -72,7 +73,7 @@ def _said(blocks: list[Block], at: str) -> dict[str, Any]:
         here = f"{at}[{index}]"
         kind = block.get("type")
         if kind == "text":
-            texts.append(_string(block, "text", here))
+            texts.append(string(block, "text", here))
         elif kind == "thinking":
             thoughts.append(_thought(block, here))
         elif kind == "tool_use":
@@ -91,7 +92,7 @@ def _said(blocks: list[Block], at: str) -> dict[str, Any]:
 
 def _thought(block: Block, at: str) -> str:
     """Its text, or what its seal says where the client was not shown any."""
-    return _string(block, "thinking", at, "") or opened(_string(block, "signature", at, ""))
+    return string(block, "thinking", at, "") or opened(string(block, "signature", at, ""))
 
 
 def _call(block: Block, at: str) -> dict[str, Any]:
@@ -99,10 +100,10 @@ def _call(block: Block, at: str) -> dict[str, Any]:
     if not isinstance(arguments, dict | None):
         raise InvalidRequest(f"{at}.input: expected an object", param=f"{at}.input")
     function = {
-        "name": _string(block, "name", at),
+        "name": string(block, "name", at),
         "arguments": _encode(arguments or {}).decode(),
     }
-    return {"id": _string(block, "id", at), "type": "function", "function": function}
+    return {"id": string(block, "id", at), "type": "function", "function": function}
 
 
 def _asked(blocks: list[Block], at: str) -> list[dict[str, Any]]:
@@ -131,7 +132,7 @@ def _result(block: Block, at: str) -> dict[str, Any]:
     text = "\n".join(_texts(block.get("content"), f"{at}.content"))
     if block.get("is_error"):
         text = f"Error: {text}"
-    return {"role": "tool", "tool_call_id": _string(block, "tool_use_id", at), "content": text}
+    return {"role": "tool", "tool_call_id": string(block, "tool_use_id", at), "content": text}
 
 
 def _texts(content: Any, at: str) -> list[str]:
@@ -156,11 +157,11 @@ def _text(block: Block, at: str) -> str:
     """Of whatever is text, or holds nothing but text."""
     kind = block.get("type")
     if kind == "text":
-        return _string(block, "text", at)
+        return string(block, "text", at)
     if kind == "document":
         return _document(block, at)
     if kind == "search_result":
-        heads = [_string(block, "title", at), _string(block, "source", at)]
+        heads = [string(block, "title", at), string(block, "source", at)]
         return "\n".join([*heads, *_texts(block.get("content"), f"{at}.content")])
     raise _unsupported(kind, at)
 
@@ -170,27 +171,15 @@ def _document(block: Block, at: str) -> str:
     if not isinstance(source, dict):
         raise InvalidRequest(f"{here}: expected an object", param=here)
     if source.get("type") == "text":
-        texts = [_string(source, "data", here)]
+        texts = [string(source, "data", here)]
     elif source.get("type") == "content":
         texts = _texts(source.get("content"), f"{here}.content")
     else:
         kind = source.get("type")
         raise UnsupportedParameter(f"{here}: a source of type {kind!r} is unsupported", param=here)
-    heads = [_string(block, name, at, "") for name in ("title", "context")]
+    heads = [string(block, name, at, "") for name in ("title", "context")]
     return "\n\n".join([*filter(None, heads), "\n".join(texts)])
 
 
 def _unsupported(kind: object, at: str) -> UnsupportedParameter:
     return UnsupportedParameter(f"{at}: a block of type {kind!r} is unsupported here", param=at)
-
-
-def _string(block: Block, name: str, at: str, default: str | None = None) -> str:
-    """`default` None: required."""
-    value = block.get(name)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        param = f"{at}.{name}"
-        problem = "missing required parameter" if value is None else "expected a string"
-        raise InvalidRequest(f"{param}: {problem}", param=param)
-    return value

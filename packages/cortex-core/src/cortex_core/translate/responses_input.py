@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from cortex_core.errors import InvalidRequest, NotFound, UnsupportedParameter
+from cortex_core.translate.fields import string
 from cortex_core.translate.seal import opened
 
 __all__ = ["Item", "chat_messages"]
@@ -72,29 +73,31 @@ def _message(turns: _Turns, item: Item, at: str) -> None:
 
 def _reasoning(turns: _Turns, item: Item, at: str) -> None:
     told = item.get("content") or item.get("summary")
-    text = _text(told, f"{at}.content") if told else opened(_string(item, "encrypted_content", ""))
+    text = (
+        _text(told, f"{at}.content") if told else opened(string(item, "encrypted_content", at, ""))
+    )
     if text:
         said = turns.said(but_not=("reasoning_content", "content", "tool_calls"))
         said["reasoning_content"] = text
 
 
 def _function_call(turns: _Turns, item: Item, at: str) -> None:
-    _call(turns, item, at, _string(item, "arguments", "", at) or "{}")
+    _call(turns, item, at, string(item, "arguments", at, "") or "{}")
 
 
 def _custom_call(turns: _Turns, item: Item, at: str) -> None:
-    _call(turns, item, at, _encode({"input": _string(item, "input", "", at)}).decode())
+    _call(turns, item, at, _encode({"input": string(item, "input", at, "")}).decode())
 
 
 def _call(turns: _Turns, item: Item, at: str, arguments: str) -> None:
-    function = {"name": _string(item, "name", None, at), "arguments": arguments}
-    call = {"id": _string(item, "call_id", None, at), "type": "function", "function": function}
+    function = {"name": string(item, "name", at), "arguments": arguments}
+    call = {"id": string(item, "call_id", at), "type": "function", "function": function}
     turns.said().setdefault("tool_calls", []).append(call)
 
 
 def _call_output(turns: _Turns, item: Item, at: str) -> None:
     content = _content(item.get("output"), f"{at}.output")
-    call_id = _string(item, "call_id", None, at)
+    call_id = string(item, "call_id", at)
     turns.add({"role": "tool", "tool_call_id": call_id, "content": content})
 
 
@@ -116,7 +119,7 @@ def _kind(item: Item, at: str) -> str:
 
 
 def _recalled(item: Item, recall: Callable[[str], Item | None], at: str) -> Item:
-    name = _string(item, "id", None, at)
+    name = string(item, "id", at)
     found = recall(name)
     if found is None:
         raise NotFound(f"{at}.id: no item {name!r} is stored", param=f"{at}.id")
@@ -145,23 +148,11 @@ def _texts(parts: Any, at: str) -> list[str]:
             raise InvalidRequest(f"{here}: expected an object", param=here)
         kind = part.get("type")
         if kind == "refusal":
-            texts.append(_string(part, "refusal", None, here))
+            texts.append(string(part, "refusal", here))
         elif kind in _TEXTS:
-            texts.append(_string(part, "text", None, here))
+            texts.append(string(part, "text", here))
         else:
             raise UnsupportedParameter(
                 f"{here}: content of type {kind!r} is unsupported", param=here
             )
     return texts
-
-
-def _string(values: Item, name: str, default: str | None, at: str = "") -> str:
-    """`default` None: required. Raises InvalidRequest."""
-    value = values.get(name)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        param = f"{at}.{name}"
-        problem = "missing required parameter" if value is None else "expected a string"
-        raise InvalidRequest(f"{param}: {problem}", param=param)
-    return value
