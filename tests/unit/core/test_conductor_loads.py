@@ -204,6 +204,23 @@ def test_a_load_that_fails_is_tried_on_the_next_best_node_once():
     assert fault.retry_after_s == 5
 
 
+def test_each_newcomer_gets_a_second_try_whatever_failed_before_it_came():
+    stage = Stage("a b")
+    stage.observe("a")
+    stage.observe("b")
+    stage.ask("r1")
+    stage.estimate("a")
+    stage.estimate("b")
+    stage.done(1, fault=BROKEN)
+    stage.end("r1")
+    assert stage.done(2, fault=BROKEN) == []
+    stage.now += 10
+    assert stage.ask("r2") == [ReadState(3, "a")]
+    assert stage.done(3) == [load(4, "a")]
+    assert stage.done(4, fault=BROKEN) == [ReadState(5, "b")]
+    assert stage.done(5) == [load(6, "b")]
+
+
 def test_during_the_back_off_requests_are_refused_at_once_with_the_cause():
     stage = Stage()
     stage.observe("a")
