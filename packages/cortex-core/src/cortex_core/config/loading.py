@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from cortex_core.envelopes.sampling import SamplingParameters, check_ranges
+from cortex_core.envelopes.sampling import Samplers, SamplingParameters, check_ranges
 from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import KvType, SplitMode
 
@@ -58,35 +58,9 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mlock: bool | None = None
 
 
-class SamplingDefaults(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
-):
-    """What a request to this model gets where it gives no value of its own. The meanings are those
-    of `cortex_core.wire.ipc.Sampling`; None = what the model's makers recommend, or the fixed
-    default."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    typical_p: float | None = None
-    top_n_sigma: float | None = None
-    xtc_probability: float | None = None
-    xtc_threshold: float | None = None
-    dynatemp_range: float | None = None
-    dynatemp_exponent: float | None = None
-    mirostat: int | None = None
-    mirostat_tau: float | None = None
-    mirostat_eta: float | None = None
-    dry_multiplier: float | None = None
-    dry_base: float | None = None
-    dry_allowed_length: int | None = None
-    dry_penalty_last_n: int | None = None
-    dry_sequence_breakers: list[str] | None = None
+class SamplingDefaults(Samplers, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a request to this model gets where it gives no value of its own; None = what the
+    model's makers recommend, or the fixed default."""
 
     @property
     def given(self) -> dict[str, Any]:

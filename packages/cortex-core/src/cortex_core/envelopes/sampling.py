@@ -10,6 +10,7 @@ from cortex_core.errors import InvalidRequest
 __all__ = [
     "MOST_CHOICES",
     "MOST_LOGPROBS",
+    "Samplers",
     "SamplingParameters",
     "StreamOptions",
     "check_ranges",
@@ -23,12 +24,10 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool = False
 
 
-class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """`None` means "not given": the model's or the fixed default applies."""
+class Samplers(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides how likely each token is. The meanings are those of
+    `cortex_core.wire.ipc.Sampling`; None = whoever comes next decides."""
 
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -37,10 +36,6 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     repeat_last_n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: int | None = None
-    ignore_eos: bool = False
-    min_tokens: int | None = None
-    logit_bias: dict[str, float] | None = None
     typical_p: float | None = None
     top_n_sigma: float | None = None
     xtc_probability: float | None = None
@@ -55,6 +50,18 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     dry_allowed_length: int | None = None
     dry_penalty_last_n: int | None = None
     dry_sequence_breakers: list[str] | None = None
+
+
+class SamplingParameters(Samplers, frozen=True, kw_only=True):
+    """`None` means "not given": the model's or the fixed default applies."""
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    ignore_eos: bool = False
+    min_tokens: int | None = None
+    logit_bias: dict[str, float] | None = None
     stop: str | list[str] | None = None
 
     @property
