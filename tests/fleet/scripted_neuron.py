@@ -107,13 +107,14 @@ Script = Callable[[Call], Awaitable[None]]
 class ScriptedNeuron:
     """An async context manager. `script` answers what a model answers; `calls` holds it all."""
 
-    def __init__(self, name: str, *models: str) -> None:
+    def __init__(self, name: str, *models: str, sizes: dict[str, int] | None = None) -> None:
+        """`models` are loaded, `sizes` (in bytes) could be."""
         self.name = name
         self.port = 0
         self.state = NodeState(
             name, f"{name}-boot-1", 1, False, [], [_model(model) for model in models]
         )
-        self.shelf = Shelf(self)
+        self.shelf = Shelf(self, sizes or {})
         self.state = msgspec.structs.replace(self.state, devices=[self._device()])
         self.first_state = self.state
         self.is_beating = True

@@ -36,8 +36,9 @@ class Shelf:
     `faults`: model → what its loads fail with; `unreadable`: model → why it is not even tried.
     `said`: every order that was taken or refused, as (verb, model)."""
 
-    def __init__(self, neuron: ScriptedNeuron) -> None:
+    def __init__(self, neuron: ScriptedNeuron, sizes: dict[str, int]) -> None:
         self._neuron = neuron
+        self._first_sizes = sizes
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
         self.sizes: dict[str, int] = {}
@@ -50,7 +51,7 @@ class Shelf:
         self.reset()
 
     def reset(self) -> None:
-        self.sizes = {}
+        self.sizes = dict(self._first_sizes)
         self.gate.set()
         self.faults = {}
         self.unreadable = {}

@@ -31,8 +31,10 @@ async def until_said(neuron: ScriptedNeuron, *words: str) -> None:
 
 
 async def test_ten_who_ask_at_once_cause_one_load_and_get_ten_answers(tmp_path: Path) -> None:
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], BOTH) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], BOTH) as rig,
+    ):
         a.shelf.gate.clear()
         chats = [asyncio.create_task(rig.chat("new")) for _ in range(10)]
         await rig.until_waiting("new", 10)
@@ -42,8 +44,10 @@ async def test_ten_who_ask_at_once_cause_one_load_and_get_ten_answers(tmp_path: 
 
 
 async def test_what_a_wait_was_made_of_is_told(tmp_path: Path) -> None:
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], BOTH) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], BOTH) as rig,
+    ):
         assert (await rig.chat("new", {"x-request-id": "cold"})).status == 200
         explained = json.loads((await rig.ask("GET", "/admin/explain/request/cold")).body)
         assert 0 < explained["outcome"]["load_s"] <= explained["outcome"]["queued_s"]
@@ -54,8 +58,10 @@ async def test_what_a_wait_was_made_of_is_told(tmp_path: Path) -> None:
 
 
 async def test_the_one_who_stays_is_served_when_nine_leave(tmp_path: Path) -> None:
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], BOTH) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], BOTH) as rig,
+    ):
         a.shelf.gate.clear()
         chats = [asyncio.create_task(rig.chat("new")) for _ in range(10)]
         await rig.until_waiting("new", 10)
@@ -70,7 +76,7 @@ async def test_the_one_who_stays_is_served_when_nine_leave(tmp_path: Path) -> No
 
 async def test_nothing_is_evicted_for_those_who_left(tmp_path: Path) -> None:
     async with (
-        ScriptedNeuron("a", "old") as a,
+        ScriptedNeuron("a", "old", sizes={"new": ROOM_BYTES}) as a,
         running_rig(tmp_path, [a], BOTH, eviction=AT_ONCE) as rig,
     ):
         release = asyncio.Event()
@@ -80,7 +86,6 @@ async def test_nothing_is_evicted_for_those_who_left(tmp_path: Path) -> None:
             await call.answer(completion("late"))
 
         a.script = script
-        a.shelf.sizes["new"] = ROOM_BYTES
         busy = asyncio.create_task(rig.chat("old"))
         await rig.until_in_flight("a", 1)
         chats = [asyncio.create_task(rig.chat("new")) for _ in range(10)]
@@ -97,10 +102,9 @@ async def test_nothing_is_evicted_for_those_who_left(tmp_path: Path) -> None:
 
 async def test_an_idle_model_makes_room_for_one_that_is_asked_for(tmp_path: Path) -> None:
     async with (
-        ScriptedNeuron("a", "old") as a,
+        ScriptedNeuron("a", "old", sizes={"old": 1000, "new": ROOM_BYTES}) as a,
         running_rig(tmp_path, [a], BOTH, eviction=AT_ONCE) as rig,
     ):
-        a.shelf.sizes |= {"old": 1000, "new": ROOM_BYTES}
         assert (await rig.chat("new")).status == 200
         assert a.shelf.said == [("unload", "old"), ("load", "new")]
         metrics = await rig.metrics()
@@ -111,7 +115,7 @@ async def test_an_idle_model_makes_room_for_one_that_is_asked_for(tmp_path: Path
 
 async def test_a_busy_model_is_let_finish_before_it_makes_room(tmp_path: Path) -> None:
     async with (
-        ScriptedNeuron("a", "old") as a,
+        ScriptedNeuron("a", "old", sizes={"new": ROOM_BYTES}) as a,
         running_rig(tmp_path, [a], BOTH, eviction=AT_ONCE) as rig,
     ):
         release = asyncio.Event()
@@ -122,7 +126,6 @@ async def test_a_busy_model_is_let_finish_before_it_makes_room(tmp_path: Path) -
             await call.answer(completion(call.json["model"]))
 
         a.script = script
-        a.shelf.sizes["new"] = ROOM_BYTES
         busy = asyncio.create_task(rig.chat("old"))
         await rig.until_in_flight("a", 1)
         chat = asyncio.create_task(rig.chat("new"))
@@ -137,10 +140,9 @@ async def test_a_busy_model_is_let_finish_before_it_makes_room(tmp_path: Path) -
 async def test_a_pinned_model_makes_room_for_nobody(tmp_path: Path) -> None:
     models = BOTH.replace('id = "old"', 'id = "old"\npinned = true')
     async with (
-        ScriptedNeuron("a", "old") as a,
+        ScriptedNeuron("a", "old", sizes={"new": ROOM_BYTES}) as a,
         running_rig(tmp_path, [a], models, eviction=AT_ONCE) as rig,
     ):
-        a.shelf.sizes["new"] = ROOM_BYTES
         reply = await rig.chat("new")
         assert (reply.status, error_of(reply)["code"]) == (503, "no_capacity")
         assert "old" in error_of(reply)["message"]
@@ -150,8 +152,10 @@ async def test_a_pinned_model_makes_room_for_nobody(tmp_path: Path) -> None:
 async def test_a_load_that_fails_is_told_to_everybody_and_not_tried_at_once_again(
     tmp_path: Path,
 ) -> None:
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], BOTH) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], BOTH) as rig,
+    ):
         a.shelf.faults["new"] = Fault("gguf_corrupt", "bad magic")
         a.shelf.gate.clear()
         chats = [asyncio.create_task(rig.chat("new")) for _ in range(5)]
@@ -170,12 +174,10 @@ async def test_a_load_that_fails_is_told_to_everybody_and_not_tried_at_once_agai
 
 async def test_a_load_that_fails_on_one_node_is_tried_on_the_next(tmp_path: Path) -> None:
     async with (
-        ScriptedNeuron("a") as a,
-        ScriptedNeuron("b") as b,
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        ScriptedNeuron("b", sizes={"new": 100}) as b,
         running_rig(tmp_path, [a, b], BOTH) as rig,
     ):
-        for neuron in (a, b):
-            neuron.shelf.sizes["new"] = 100
         a.shelf.faults["new"] = Fault("gguf_corrupt", "bad magic")
         assert (await rig.chat("new")).headers["x-cortex-node"] == "b"
         assert (a.shelf.said, b.shelf.said) == ([("load", "new")], [("load", "new")])
@@ -183,12 +185,10 @@ async def test_a_load_that_fails_on_one_node_is_tried_on_the_next(tmp_path: Path
 
 async def test_a_node_that_dies_while_it_loads_is_replaced_by_another(tmp_path: Path) -> None:
     async with (
-        ScriptedNeuron("a") as a,
-        ScriptedNeuron("b") as b,
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        ScriptedNeuron("b", sizes={"new": 100}) as b,
         running_rig(tmp_path, [a, b], BOTH) as rig,
     ):
-        for neuron in (a, b):
-            neuron.shelf.sizes["new"] = 100
         a.shelf.gate.clear()
         chat = asyncio.create_task(rig.chat("new"))
         await until_said(a, "load", "new")
@@ -197,8 +197,10 @@ async def test_a_node_that_dies_while_it_loads_is_replaced_by_another(tmp_path: 
 
 
 async def test_a_neuron_that_restarts_while_it_loads_is_asked_again(tmp_path: Path) -> None:
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], BOTH) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], BOTH) as rig,
+    ):
         a.shelf.gate.clear()
         chat = asyncio.create_task(rig.chat("new"))
         await until_said(a, "load", "new")
@@ -216,20 +218,20 @@ async def test_a_neuron_that_restarts_while_it_loads_is_asked_again(tmp_path: Pa
 
 async def test_a_load_that_hangs_is_given_up_and_the_next_node_tried(tmp_path: Path) -> None:
     async with (
-        ScriptedNeuron("a") as a,
-        ScriptedNeuron("b") as b,
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        ScriptedNeuron("b", sizes={"new": 100}) as b,
         running_rig(tmp_path, [a, b], BOTH, load_stall_s=0.3) as rig,
     ):
-        for neuron in (a, b):
-            neuron.shelf.sizes["new"] = 100
         a.shelf.gate.clear()
         assert (await rig.chat("new")).headers["x-cortex-node"] == "b"
         await until_said(a, "unload", "new")
 
 
 async def test_two_gateways_look_again_when_the_other_was_quicker(tmp_path: Path) -> None:
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], BOTH) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], BOTH) as rig,
+    ):
         await rig.until_reachable("a")
         # Another gateway loads something; of that, this one has not heard when it decides.
         a.state = msgspec.structs.replace(a.state, holdings=7)
@@ -239,8 +241,10 @@ async def test_two_gateways_look_again_when_the_other_was_quicker(tmp_path: Path
 
 
 async def test_more_than_may_wait_are_told_to_come_back(tmp_path: Path) -> None:
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], BOTH, max_waiting=2) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], BOTH, max_waiting=2) as rig,
+    ):
         a.shelf.gate.clear()
         chats = [asyncio.create_task(rig.chat("new")) for _ in range(2)]
         await rig.until_waiting("new", 2)
@@ -252,8 +256,10 @@ async def test_more_than_may_wait_are_told_to_come_back(tmp_path: Path) -> None:
 
 
 async def test_who_has_waited_long_enough_is_told_so(tmp_path: Path) -> None:
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], BOTH, max_wait_s=0.3) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], BOTH, max_wait_s=0.3) as rig,
+    ):
         a.shelf.gate.clear()
         reply = await rig.chat("new")
         assert (reply.status, error_of(reply)["code"]) == (503, "model_loading")
@@ -262,11 +268,10 @@ async def test_who_has_waited_long_enough_is_told_so(tmp_path: Path) -> None:
 
 async def test_a_model_that_fits_nowhere_is_refused_with_each_nodes_reason(tmp_path: Path) -> None:
     async with (
-        ScriptedNeuron("a") as a,
-        ScriptedNeuron("b") as b,
+        ScriptedNeuron("a", sizes={"new": ROOM_BYTES + 1}) as a,
+        ScriptedNeuron("b", sizes={"new": ROOM_BYTES + 1}) as b,
         running_rig(tmp_path, [a, b], BOTH) as rig,
     ):
-        a.shelf.sizes["new"] = b.shelf.sizes["new"] = ROOM_BYTES + 1
         reply = await rig.chat("new")
         assert (reply.status, error_of(reply)["code"]) == (503, "no_capacity")
         for name in ("a", "b"):
@@ -280,8 +285,10 @@ async def test_a_listed_model_that_no_node_has_is_not_found(tmp_path: Path) -> N
 
 
 async def test_a_name_that_only_a_client_knows_is_asked_of_no_node(tmp_path: Path) -> None:
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], BOTH) as rig:
-        a.shelf.sizes["secret"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"secret": 100}) as a,
+        running_rig(tmp_path, [a], BOTH) as rig,
+    ):
         reply = await rig.chat("secret")
         assert (reply.status, error_of(reply)["code"]) == (404, "model_not_found")
         assert not a.orders
@@ -289,8 +296,10 @@ async def test_a_name_that_only_a_client_knows_is_asked_of_no_node(tmp_path: Pat
 
 async def test_probes_are_answered_while_hundreds_wait(tmp_path: Path) -> None:
     models = '[[models]]\nid = "new"\n'
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], models, max_waiting=500) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], models, max_waiting=500) as rig,
+    ):
         a.shelf.gate.clear()
         chats = [asyncio.create_task(rig.chat("new")) for _ in range(300)]
         await rig.until_waiting("new", 300)
@@ -304,8 +313,10 @@ async def test_probes_are_answered_while_hundreds_wait(tmp_path: Path) -> None:
 async def test_a_client_that_leaves_while_it_waits_leaves_the_queue(
     tmp_path: Path,
 ) -> None:
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], BOTH) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], BOTH) as rig,
+    ):
         a.shelf.gate.clear()
         async with aiohttp.ClientSession() as client:
             body = {"model": "new", "messages": [], "stream": True}

@@ -22,12 +22,10 @@ async def listed(rig: Rig) -> dict[str, dict[str, Any]]:
 async def test_a_model_goes_where_there_is_room(tmp_path: Path) -> None:
     models = '[[models]]\nid = "new"\n'
     async with (
-        ScriptedNeuron("a", "old") as a,
-        ScriptedNeuron("b") as b,
+        ScriptedNeuron("a", "old", sizes={"new": ROOM_BYTES}) as a,
+        ScriptedNeuron("b", sizes={"new": ROOM_BYTES}) as b,
         running_rig(tmp_path, [a, b], models, eviction=AT_ONCE) as rig,
     ):
-        for neuron in (a, b):
-            neuron.shelf.sizes["new"] = ROOM_BYTES
         assert (await rig.chat("new")).headers["x-cortex-node"] == "b"
         assert a.shelf.said == []
 
@@ -37,18 +35,16 @@ async def test_a_model_goes_where_it_is_pinned_and_is_loaded_without_a_request(
 ) -> None:
     models = '[[models]]\nid = "new"\npinned_on = ["b"]\n'
     async with (
-        ScriptedNeuron("a") as a,
-        ScriptedNeuron("b") as b,
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        ScriptedNeuron("b", sizes={"new": 100}) as b,
+        running_rig(tmp_path, [a, b], models) as rig,
     ):
-        for neuron in (a, b):
-            neuron.shelf.sizes["new"] = 100
-        async with running_rig(tmp_path, [a, b], models) as rig:
 
-            async def is_there() -> bool:
-                return (await listed(rig))["new"]["loaded"]
+        async def is_there() -> bool:
+            return (await listed(rig))["new"]["loaded"]
 
-            await eventually(is_there)
-            assert (a.shelf.said, b.shelf.said) == ([], [("load", "new")])
+        await eventually(is_there)
+        assert (a.shelf.said, b.shelf.said) == ([], [("load", "new")])
 
 
 async def test_the_load_says_what_the_catalogue_says(tmp_path: Path) -> None:
@@ -56,8 +52,10 @@ async def test_the_load_says_what_the_catalogue_says(tmp_path: Path) -> None:
         '[[models]]\nid = "new"\ncontext = 512\nparallel = 2\nsource = "mirror"\n'
         "[models.sampling]\ntemperature = 0.1\n"
     )
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], models) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], models) as rig,
+    ):
         assert (await rig.chat("new")).status == 200
         (load,) = (call.json for call in a.orders if call.path == "/models/load")
         assert load == {
@@ -74,10 +72,9 @@ async def test_the_load_says_what_the_catalogue_says(tmp_path: Path) -> None:
 async def test_an_operators_pin_keeps_a_model_from_making_room(tmp_path: Path) -> None:
     models = '[[models]]\nid = "new"\n'
     async with (
-        ScriptedNeuron("a", "old") as a,
+        ScriptedNeuron("a", "old", sizes={"new": ROOM_BYTES}) as a,
         running_rig(tmp_path, [a], models, eviction=AT_ONCE) as rig,
     ):
-        a.shelf.sizes["new"] = ROOM_BYTES
         await rig.until_reachable("a")
         await rig.ask("POST", "/admin/models/pin", {"model": "old"})
         assert (await rig.chat("new")).status == 503
@@ -87,8 +84,10 @@ async def test_an_operators_pin_keeps_a_model_from_making_room(tmp_path: Path) -
 
 async def test_a_model_whose_time_is_up_is_unloaded(tmp_path: Path) -> None:
     models = '[[models]]\nid = "new"\nttl_s = 0.2\n'
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], models) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], models) as rig,
+    ):
         assert (await rig.chat("new")).status == 200
 
         async def is_gone() -> bool:
@@ -106,12 +105,10 @@ async def test_a_model_whose_time_is_up_is_unloaded(tmp_path: Path) -> None:
 async def test_a_drained_node_gets_no_models(tmp_path: Path) -> None:
     models = '[[models]]\nid = "new"\n'
     async with (
-        ScriptedNeuron("a") as a,
-        ScriptedNeuron("b") as b,
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        ScriptedNeuron("b", sizes={"new": 100}) as b,
         running_rig(tmp_path, [a, b], models) as rig,
     ):
-        for neuron in (a, b):
-            neuron.shelf.sizes["new"] = 100
         await rig.ask("POST", "/admin/nodes/a/drain")
         assert (await rig.chat("new")).headers["x-cortex-node"] == "b"
 
@@ -121,10 +118,9 @@ async def test_a_worker_that_has_loaded_often_is_restarted_once_it_is_empty(
 ) -> None:
     models = '[[models]]\nid = "new"\n'
     async with (
-        ScriptedNeuron("a") as a,
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
         running_rig(tmp_path, [a], models, eviction={"defrag_after_cycles": 2}) as rig,
     ):
-        a.shelf.sizes["new"] = 100
         for _ in range(2):
             assert (await rig.chat("new")).status == 200
             order = {"model": "new", "wait": True}
@@ -139,8 +135,7 @@ async def test_a_worker_that_has_loaded_often_is_restarted_once_it_is_empty(
 async def test_what_was_measured_outlives_the_gateway(tmp_path: Path) -> None:
     models = '[[models]]\nid = "new"\n'
     settings = {"state_dir": str(tmp_path / "state")}
-    async with ScriptedNeuron("a") as a:
-        a.shelf.sizes["new"] = 100
+    async with ScriptedNeuron("a", sizes={"new": 100}) as a:
         async with running_rig(tmp_path, [a], models, **settings) as rig:
             assert (await rig.chat("new")).status == 200
             order = {"model": "new", "wait": True}
@@ -166,12 +161,20 @@ cost = { input = 1.5, output = 2.0 }
 best = "new"
 other = "held"
 """
-    async with ScriptedNeuron("a", "held") as a, running_rig(tmp_path, [a], models) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", "held", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], models) as rig,
+    ):
+
+        async def is_surveyed() -> bool:
+            return (await listed(rig))["new"]["feasible_on"] == ["a"]
+
+        await eventually(is_surveyed)
         found = await listed(rig)
         assert list(found) == ["best", "held", "new", "other"]
         new = found["new"]
-        assert (new["loaded"], new["locations"], new["feasible_on"]) == (False, [], [])
+        assert (new["loaded"], new["locations"]) == (False, [])
+        assert new["load_estimate_s"] > 0
         assert new["limit"] == {"context": 4096, "output": 512}
         assert new["cost"] == {"input": 1.5, "output": 2.0, "cache_read": 0.0}
         assert new["capabilities"] == ["chat", "tools"]
@@ -200,11 +203,10 @@ async def test_two_gateways_load_a_model_on_a_node_once(tmp_path: Path) -> None:
     models = '[[models]]\nid = "new"\n'
     (tmp_path / "second").mkdir()
     async with (
-        ScriptedNeuron("a") as a,
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
         running_rig(tmp_path, [a], models) as first,
         running_rig(tmp_path / "second", [a], models) as second,
     ):
-        a.shelf.sizes["new"] = 100
         for rig in (first, second):
             await rig.until_reachable("a")
         chats = [asyncio.create_task(rig.chat("new")) for rig in (first, second) * 5]

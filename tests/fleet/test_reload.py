@@ -114,8 +114,10 @@ async def test_what_cannot_change_is_refused_by_name_and_nothing_else_moves(
 
 
 async def test_the_catalogue_is_read_again(tmp_path: Path) -> None:
-    async with ScriptedNeuron("a", "m") as a, running_rig(tmp_path, [a], MODELS) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", "m", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], MODELS) as rig,
+    ):
         assert (await rig.chat("new")).status == 404
         listing = MODELS + '[[models]]\nid = "new"\n[aliases]\nbest = "new"\n'
         (tmp_path / "models.toml").write_text(listing, "utf-8")
@@ -129,8 +131,10 @@ async def test_the_catalogue_is_read_again(tmp_path: Path) -> None:
 
 async def test_limits_move_while_requests_wait(tmp_path: Path) -> None:
     models = '[[models]]\nid = "new"\n'
-    async with ScriptedNeuron("a") as a, running_rig(tmp_path, [a], models) as rig:
-        a.shelf.sizes["new"] = 100
+    async with (
+        ScriptedNeuron("a", sizes={"new": 100}) as a,
+        running_rig(tmp_path, [a], models) as rig,
+    ):
         a.shelf.gate.clear()
         chat = asyncio.create_task(rig.chat("new"))
         await rig.until_waiting("new", 1)

@@ -118,9 +118,10 @@ class Fleet:
     def configured(self, catalogue: Catalogue, policy: Policy, nodes: Iterable[str]) -> None:
         """Another configuration; see the conductor's."""
         names = list(nodes)
-        for name in set(self.topology.names) - set(names):
-            self.orders.lost(name, "it is not configured any more")
+        gone = set(self.topology.names) - set(names)
         self._carry_out_all(self.conductor.configured(catalogue, policy, names, time.monotonic()))
+        for name in gone:
+            self.orders.lost(name, "it is not configured any more")
         self._held = frozenset(self.topology.models())
 
     def handle(self, stimulus: Stimulus) -> None:
