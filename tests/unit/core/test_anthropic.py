@@ -17,8 +17,10 @@ from cortex_core.errors import (
     CortexError,
     InvalidRequest,
     NoCapacity,
+    ThreadUnsupported,
     UnsupportedParameter,
     UpstreamFailed,
+    render_anthropic,
 )
 from cortex_core.translate.anthropic import AnthropicTranslation
 from cortex_core.translate.anthropic_request import translate_messages
@@ -498,15 +500,27 @@ def test_a_call_that_was_cut_in_two_is_none() -> None:
 def test_errors_are_told_in_this_dialect() -> None:
     translation = translated(stream=True)
     error = json.loads(translation.error_body(NoCapacity("full")))
-    assert error == {"type": "error", "error": {"type": "overloaded_error", "message": "full"}}
+    details = {"error_code": "no_capacity"}
+    told = {"type": "overloaded_error", "message": "full", "details": details}
+    assert error == {"type": "error", "error": told}
     data = translation.feed(STREAM[3]) + translation.error_event(UpstreamFailed("it fell over"))
     assert events_of(data)[-1]["error"]["type"] == "api_error"
+
+
+def test_a_thread_is_refused_in_the_word_upon_which_clients_go_on_without() -> None:
+    with pytest.raises(ThreadUnsupported) as refused:
+        translated(thread={"type": "create"})
+    assert refused.value.param == "thread"
+    details = render_anthropic(refused.value)["error"]["details"]
+    assert details == {"error_code": "thread_unsupported_request"}
 
 
 def test_an_error_that_the_node_tells_is_told() -> None:
     error = {"error": {"message": "gone", "code": "stalled", "type": "x", "param": None}}
     data = translated(stream=True).feed(sse.encode(json.dumps(error).encode()))
-    assert events_of(data)[-1]["error"] == {"type": "timeout_error", "message": "gone"}
+    details = {"error_code": "stalled"}
+    told = {"type": "timeout_error", "message": "gone", "details": details}
+    assert events_of(data)[-1]["error"] == told
 
 
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=5))

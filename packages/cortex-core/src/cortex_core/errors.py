@@ -9,6 +9,7 @@ translated once, at the edge. The tree (HTTP status, code)::
     │   ├── InvalidRequest               400 invalid_request
     │   ├── ContextLengthExceeded        400 context_length_exceeded
     │   ├── UnsupportedParameter         400 unsupported_parameter
+    │   │   └── ThreadUnsupported        400 thread_unsupported_request
     │   ├── InvalidApiKey                401 invalid_api_key
     │   ├── Forbidden                    403 forbidden
     │   ├── NotFound                     404 not_found
@@ -66,6 +67,7 @@ __all__ = [
     "ShuttingDown",
     "Stalled",
     "TemplateRenderFailed",
+    "ThreadUnsupported",
     "Unavailable",
     "UnsupportedParameter",
     "UpstreamFailed",
@@ -138,6 +140,13 @@ class ContextLengthExceeded(RequestError):
 
 class UnsupportedParameter(RequestError):
     code = "unsupported_parameter"
+
+
+class ThreadUnsupported(UnsupportedParameter):
+    """An Anthropic client asks that its conversation be kept here. The code is the vendor's own
+    word, upon which the SDK's tool runner sends the whole conversation instead."""
+
+    code = "thread_unsupported_request"
 
 
 class InvalidApiKey(RequestError):
@@ -279,6 +288,7 @@ _BY_CODE: dict[str, type[CortexError]] = {
         InvalidRequest,
         ContextLengthExceeded,
         UnsupportedParameter,
+        ThreadUnsupported,
         InvalidApiKey,
         Forbidden,
         NotFound,
@@ -342,9 +352,10 @@ def render_openai(error: CortexError) -> dict[str, Any]:
 
 
 def render_anthropic(error: CortexError) -> dict[str, Any]:
-    """`{"type": "error", "error": {type, message}}`."""
+    """`{"type": "error", "error": {type, message, details: {error_code}}}`."""
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    details = {"error_code": error.code}
+    return {"type": "error", "error": {"type": kind, "message": error.message, "details": details}}
 
 
 def render_responses(error: CortexError) -> dict[str, Any]:

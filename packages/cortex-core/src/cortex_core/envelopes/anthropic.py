@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from cortex_core.envelopes.parameters import decode_request
-from cortex_core.errors import InvalidRequest
+from cortex_core.errors import InvalidRequest, ThreadUnsupported
 
 __all__ = [
     "IGNORED_PARAMETERS",
@@ -57,7 +57,8 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MessagesRequest(msgspec.Struct, frozen=True):
-    """The honoured parameters. `max_tokens` is required of all but a count."""
+    """The honoured parameters, and `thread`, which is read to be refused as its clients expect it.
+    `max_tokens` is required of all but a count."""
 
     model: str
     messages: list[dict[str, Any]]
@@ -73,6 +74,7 @@ class MessagesRequest(msgspec.Struct, frozen=True):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: JsonFormat | None = None
+    thread: dict[str, Any] | None = None
 
     @property
     def is_thinking(self) -> bool:
@@ -101,6 +103,10 @@ def decode_messages_request(
     if request.max_tokens is not None and request.max_tokens < 1:
         raise InvalidRequest(
             f"max_tokens: expected at least 1, got {request.max_tokens}", param="max_tokens"
+        )
+    if request.thread is not None:
+        raise ThreadUnsupported(
+            "thread: no conversation is kept here; send it whole, without `thread`", param="thread"
         )
     _check_thinking(request.thinking)
     if request.output_config and request.output_config.effort and not request.is_thinking:
