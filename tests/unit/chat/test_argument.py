@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron.chat.calls.argument import Schemas, argument, is_text, may_be_text, schemas_of
+from neuron.chat.calls.argument import Schemas, argument, is_text, may_hold_end, schemas_of
 
 
 def _value(text: str, schema: Any) -> Any:
@@ -80,9 +80,9 @@ def test_references_inside_the_schema_are_followed():
 def test_only_a_plain_string_is_text_from_the_start():
     assert is_text(frozenset({"string"}))
     assert not is_text(frozenset({"string", "null"}))
-    assert may_be_text(frozenset({"string", "null"}))
-    assert may_be_text(frozenset())
-    assert not may_be_text(frozenset({"integer"}))
+    assert may_hold_end(frozenset({"string", "null"}))
+    assert may_hold_end(frozenset())
+    assert not may_hold_end(frozenset({"integer"}))
 
 
 def test_schemas_of_strange_tools_know_nothing():

@@ -137,13 +137,12 @@ def test_messages_may_be_addressed_to_a_function_or_not(more: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("template", "more", "param"),
     [
-        (KEYED, {"tool_choice": "required"}, "tool_choice"),
-        (KEYED, {"tool_choice": named("add")}, "tool_choice"),
         (NONE, {"tool_choice": "required"}, "tool_choice"),
-        (KEYED, {"parallel_tool_calls": False}, "parallel_tool_calls"),
+        (NONE, {"tool_choice": named("add")}, "tool_choice"),
+        (NONE, {"parallel_tool_calls": False}, "parallel_tool_calls"),
         (BARE, {"parallel_tool_calls": False}, "parallel_tool_calls"),
         (BARE, {"response_format": {"type": "json_object"}}, "response_format"),
-        (KEYED, {"regex": "a"}, "regex"),
+        (NONE, {"regex": "a"}, "regex"),
         (HERMES, {"grammar": "root ::= x"}, "grammar"),
     ],
 )
@@ -157,12 +156,12 @@ def test_what_a_format_cannot_be_held_to_is_refused_by_name(
 
 def test_strict_has_no_effect_where_calls_cannot_be_told_from_text() -> None:
     strict = request(tools=[tool("f", strict=True)])
-    assert constraint_for(strict, KEYED) is None
-    assert is_strict_ignored(strict, KEYED)
-    assert is_strict_ignored(strict, BARE)
-    assert not is_strict_ignored(strict, HERMES)
-    assert not is_strict_ignored(strict, ADDRESSED)
-    assert not is_strict_ignored(request(tools=[tool("f")]), KEYED)
+    for template in (BARE, NONE):
+        assert constraint_for(strict, template) is None
+        assert is_strict_ignored(strict, template)
+        assert not is_strict_ignored(request(tools=[tool("f")]), template)
+    for template in (HERMES, KEYED, ADDRESSED):
+        assert not is_strict_ignored(strict, template)
 
 
 def test_content_is_held_to_where_no_tool_is_called() -> None:

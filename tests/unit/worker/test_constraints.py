@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from cortex_core.errors import NodeUnavailable
-from cortex_core.wire.ipc import CallForm, Calls, Cancel, Constraint, Generate, Grammar, Sampling
+from cortex_core.wire.ipc import (
+    CallForm,
+    CallPart,
+    Calls,
+    Cancel,
+    Constraint,
+    Generate,
+    Grammar,
+    Sampling,
+)
 from neuron.worker.grammar import Grammars
 from tests.unit.worker.driven import Driven, Told, driven
 from tests.unit.worker.worker_process import ENDLESS, GREEDY, TINY, chat
@@ -186,6 +195,10 @@ def test_no_reasoning_begins_after_content_or_where_it_was_closed(senseless: Dri
 # calls
 
 
+def likely(model: Driven, *letters: str) -> dict[int, float]:
+    return {int(model.vocabulary.tokenize_bare(each)[0]): 5.0 for each in letters}
+
+
 def forms(*names: str) -> tuple[CallForm, ...]:
     schema = {
         "type": "object",
@@ -263,9 +276,35 @@ def test_marks_that_are_control_tokens_are_meant_as_such(senseless: Driven) -> N
     assert told.text.startswith('[TOOL_CALLS]\n{"name": "add"')
 
 
+@pytest.mark.parametrize("after", ["\n</value>", "\n[INST]", "[INST]", "!", "<[", "\n[INST]\nso"])
+def test_a_part_in_plain_text_ends_where_what_is_behind_it_begins(
+    senseless: Driven, after: str
+) -> None:
+    """Be that letters or a token that is none."""
+    text = CallPart("<value>\n", after, "(?s:.{2,5})", "(?s:.*)[b-z](?s:.*)")
+    number = CallPart("<n>", after, schema='{"enum": [1, 2]}')
+    either = CallPart("<e>", after, "a+", schema='{"enum": [1, 2]}')
+    absent = CallPart("<absent>", after, "a+", is_required=False)
+    form = CallForm("f ", "", "", "tools[0]", (text, number, either, absent))
+    constraint = Calls((form,), "<call>", "</call>", "", is_required=True, is_single=True)
+    end = re.escape(after)
+    whole = rf"<call>f <value>\n([^b-z]{{2,5}}){end}<n>[12]{end}"
+    whole += rf"<e>(a+|[12]){end}(<absent>a+{end})?</call>"
+    sampling = Sampling(**WARM, seed=5, logit_bias=likely(senseless, "<", "[", "\n", "!"))
+    told = senseless.answer("hi", sampling, constraint=constraint, is_raw=True, max_tokens=200)
+    assert (told.fault, told.reason) == (None, "stop")
+    met = re.fullmatch(whole, told.text)
+    assert met, told.text
+    assert after not in met[1]
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "said"),
-    [("json_schema", '{"const": 7}', "7"), ("regex", "a/b[\n]c", "a/b\nc")],
+    [
+        ("regex", r"a\/b", "a/b"),
+        ("json_schema", '{"const": 7}', "7"),
+        ("regex", "a/b[\n]c", "a/b\nc"),
+    ],
 )
 def test_an_answer_is_a_call_or_the_content_it_is_to_be(
     tiny: Driven, kind: Any, text: str, said: str

@@ -14,13 +14,14 @@ import msgspec
 
 from cortex_core.errors import Fault
 from cortex_core.outcome import Usage
-from cortex_core.wire.sampling import CallForm, Calls, Constraint, Grammar, Sampling
+from cortex_core.wire.sampling import CallForm, CallPart, Calls, Constraint, Grammar, Sampling
 
 __all__ = [
     "MAX_FRAME_BYTES",
     "Ask",
     "CacheSource",
     "CallForm",
+    "CallPart",
     "Calls",
     "Cancel",
     "Channel",

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["CallForm", "Calls", "Constraint", "Grammar", "Sampling"]
+__all__ = ["CallForm", "CallPart", "Calls", "Constraint", "Grammar", "Sampling"]
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
@@ -55,14 +55,29 @@ class Grammar(_Constraint, frozen=True):
     param: str
 
 
+class CallPart(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a call between `before` and `after`: a text of which all matches the regular
+    expression `text` and not `barred`, or a value in JSON by `schema` (as JSON text). Each is ""
+    where there is no such way; `after` is not."""
+
+    before: str
+    after: str
+    text: str = ""
+    barred: str = ""
+    schema: str = ""
+    is_required: bool = True
+
+
 class CallForm(msgspec.Struct, frozen=True, array_like=True):
     """One offered tool: what is written before and after a call's arguments, and their JSON schema
-    (as JSON text), which the client calls `param`."""
+    (as JSON text), which the client calls `param`. `parts` come before the arguments; where those
+    are parts themselves, there is no `schema`."""
 
     before: str
     schema: str
     after: str
     param: str
+    parts: tuple[CallPart, ...] = ()
 
 
 class Calls(_Constraint, frozen=True):
@@ -70,7 +85,8 @@ class Calls(_Constraint, frozen=True):
     between two calls. `is_required`: the content is calls and nothing else; else there may be text
     and no call. `is_single`: one call at most. `content`: without a call, the content is that; with
     one, there is no text. `is_addressed`: a call is a message by itself, which ends the answer, and
-    `before` its header, in place of that which says the content is final."""
+    `before` its header, in place of that which says the content is final. `is_grouped`: between
+    `opens` and `closes` there may be several calls. `barred`: no text holds any of these."""
 
     forms: tuple[CallForm, ...]
     opens: str
@@ -80,6 +96,8 @@ class Calls(_Constraint, frozen=True):
     is_single: bool = False
     content: Grammar | None = None
     is_addressed: bool = False
+    is_grouped: bool = False
+    barred: tuple[str, ...] = ()
 
 
 Constraint = Grammar | Calls

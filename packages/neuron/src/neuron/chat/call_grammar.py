@@ -1,47 +1,24 @@
 """What the worker is to hold an answer to: its content, its tool calls, or whichever of the two it
 is. Pure.
 
-Calls are written as the template taught the model to write them. The formats known here are those
-of JSON objects between marks (Hermes, `[TOOL_CALLS]`), or in messages addressed to a function, or,
-where a call has to come, without any.
+Calls are written as the template taught the model to write them. Where it marks them, they are held
+to their schemas; where it does not, they can only be where a call has to come.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from cortex_core.envelopes.openai_chat import ChatRequest, ToolChoice
 from cortex_core.errors import UnsupportedParameter
 from cortex_core.wire.sampling import CallForm, Calls, Constraint
-from neuron.chat.tool_calls import is_addressed, json_form
+from neuron.chat.calls.json_calls import JsonFormat
+from neuron.chat.calls.plain_values import Unwritable
+from neuron.chat.calls.writing import ADDRESSED, BARE, Writing, writing_for
+from neuron.chat.tool_calls import form_of, is_addressed
 
 __all__ = ["constraint_for", "is_strict_ignored"]
-
-_COMBINING = ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref")
-
-
-@dataclass(frozen=True, slots=True)
-class _Writing:
-    """How a format writes a call: `before` with the place NAME or, quoted, "NAME". Without
-    `opens` it cannot be told from text."""
-
-    opens: str
-    before: str
-    after: str
-    closes: str
-    separator: str
-
-
-_HERMES = _Writing("<tool_call>", '\n{"name": "NAME", "arguments": ', "}", "\n</tool_call>", "\n")
-_BRACKETED = _Writing("[TOOL_CALLS]", "NAME[ARGS]", "", "", "")
-_BRACKETED_LIST = _Writing("[TOOL_CALLS]", '[{"name": "NAME", "arguments": ', "}]", "", "")
-_ADDRESSED = _Writing(
-    "", "<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>", "", "", ""
-)
-_BARE = _Writing("", '{"name": "NAME", "parameters": ', "}", "", "; ")
 
 
 def constraint_for(request: ChatRequest, template: str) -> Constraint | None:
@@ -82,7 +59,9 @@ def constraint_for(request: ChatRequest, template: str) -> Constraint | None:
         is_required=is_required,
         is_single=is_single,
         content=None if is_required else content,
-        is_addressed=writing is _ADDRESSED,
+        is_addressed=writing is ADDRESSED,
+        is_grouped=writing.is_grouped,
+        barred=writing.barred,
     )
 
 
@@ -96,19 +75,13 @@ def is_strict_ignored(request: ChatRequest, template: str) -> bool:
     )
 
 
-def _writing(template: str, *, is_required: bool) -> _Writing | None:
+def _writing(template: str, *, is_required: bool) -> Writing | None:
     if is_addressed(template):
-        return _ADDRESSED
-    form = json_form(template)
-    if form is None:
-        return None
-    if form.is_bare:
-        return _BARE if is_required else None
-    if form.opens == ("<tool_call>",):
-        return _HERMES
-    if form.opens == ("[TOOL_CALLS]",):
-        return _BRACKETED if "[ARGS]" in template else _BRACKETED_LIST
-    return None
+        return ADDRESSED
+    form = form_of(template)
+    if is_required and isinstance(form, JsonFormat) and form.is_bare:
+        return BARE
+    return writing_for(form, template)
 
 
 def _may_call(choice: object, tool: Mapping[str, Any]) -> bool:
@@ -119,25 +92,13 @@ def _is_strict(tool: Mapping[str, Any]) -> bool:
     return tool["function"].get("strict") is True
 
 
-def _form(function: Mapping[str, Any], index: int, writing: _Writing) -> CallForm:
-    name = function["name"]
-    if '"' in writing.before:
-        name = json.dumps(name, ensure_ascii=False)[1:-1]
-    return CallForm(
-        writing.before.replace("NAME", name),
-        json.dumps(_arguments(function)),
-        writing.after,
-        f"tools[{index}].function.parameters",
-    )
-
-
-def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of an object, as arguments always are. Without `strict` what cannot be held to in
-    it is passed over; and what it does not list is left out: small models make it up."""
-    schema: dict[str, Any] = {"type": "object", "properties": {}}
-    schema |= function.get("parameters") or {}
-    if not any(key in schema for key in _COMBINING):
-        schema["additionalProperties"] = False
-    if function.get("strict") is not True:
-        schema["x-guidance"] = {"lenient": True}
-    return schema
+def _form(function: Mapping[str, Any], index: int, writing: Writing) -> CallForm:
+    param = f"tools[{index}].function.parameters"
+    try:
+        return writing.form(function, param)
+    except Unwritable as error:
+        raise UnsupportedParameter(
+            f"{param}: {error} cannot be held to in the format in which this model writes tool "
+            "calls",
+            param=param,
+        ) from None

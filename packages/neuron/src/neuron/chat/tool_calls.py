@@ -18,7 +18,7 @@ from neuron.chat.calls.keyed_calls import KeyedCalls, KeyedFormat
 from neuron.chat.calls.machine import CallEvent
 from neuron.chat.calls.named_calls import BracketCalls, SectionCalls, SectionFormat
 
-__all__ = ["ToolCallParser", "is_addressed", "json_form", "new_call_id", "parser_for", "reader_for"]
+__all__ = ["ToolCallParser", "form_of", "is_addressed", "new_call_id", "parser_for", "reader_for"]
 
 
 class ToolCallParser(Protocol):
@@ -55,6 +55,7 @@ _SECTIONS = (
         call="<|tool_call_begin|>",
         arguments="<|tool_call_argument_begin|>",
         call_end="<|tool_call_end|>",
+        is_numbered=True,
     ),
 )
 _ACTIONS = JsonFormat(
@@ -109,8 +110,8 @@ def reader_for(
     parser is needed only for a format that frames every answer with marks of its own."""
     if tools:
         return parser_for(template, tools, new_id)
-    form = json_form(template)
-    if form is None or not form.hidden:
+    form = form_of(template)
+    if not isinstance(form, JsonFormat) or not form.hidden:
         return None
     return JsonCalls(JsonFormat(opens=(), hidden=form.hidden), (), new_id)
 
@@ -120,10 +121,10 @@ def is_addressed(template: str) -> bool:
     return "<|channel|>" in template and "<|message|>" in template
 
 
-def json_form(template: str) -> JsonFormat | None:
-    """How `parser_for` reads the calls of this template, if as JSON objects with a name inside."""
+def form_of(template: str) -> JsonFormat | SectionFormat | KeyedFormat | None:
+    """How `parser_for` reads the calls of this template, if not as messages."""
     parser = parser_for(template)
-    return parser.form if isinstance(parser, JsonCalls) else None
+    return parser.form if isinstance(parser, JsonCalls | SectionCalls | KeyedCalls) else None
 
 
 def _keyed_format(template: str) -> KeyedFormat | None:
@@ -138,7 +139,7 @@ def _keyed_format(template: str) -> KeyedFormat | None:
     if '<invoke name="' in template:
         return KeyedFormat(
             block, block_end, name='<invoke name="', name_end='">', key='<parameter name="',
-            key_end='">', value="", value_end="</parameter>", call_end="</invoke>",
+            key_end='">', value="", value_end="</parameter>", call_end="</invoke>", is_grouped=True,
         )  # fmt: skip
     if "<function=" in template and "<parameter=" in template:
         return KeyedFormat(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from cortex_core.errors import InvalidRequest
-from cortex_core.wire.ipc import CallForm, Calls, Constraint, Grammar
+from cortex_core.wire.ipc import CallForm, CallPart, Calls, Constraint, Grammar
 from neuron.worker import llama
 from neuron.worker.channels import ChannelState, recipient
 from neuron.worker.gbnf import FirstBytes, GbnfGuide, keep
@@ -32,6 +33,8 @@ Floats = npt.NDArray[np.float32]
 # Between JSON's marks. Without a bound a model may go on with blanks for ever, and small ones do.
 _WHITE_SPACE = r"( |\r?\n[ \t]{0,40})"
 _LONGEST_MESSAGE = 300
+_ANYTHING = "/(.|\\n)*/"
+_SLASH = re.compile(r"\\.|/", re.DOTALL)
 _NOT_TEXT = 1 | 2 | 8  # llama_token_attr: unknown, unused, control
 
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
@@ -192,49 +195,88 @@ class Grammars:
 
     def _matcher(self, tokenizer: LLTokenizer, calls: Calls) -> Guide:
         for form in calls.forms:  # by itself, for the error to tell whose schema it is
-            MatcherGuide(tokenizer, _of_schema(form.schema, form.param), form.param)
+            for schema in (form.schema, *(part.schema for part in form.parts)):
+                if schema:
+                    MatcherGuide(tokenizer, _of_schema(schema, form.param), form.param)
+            if form.parts:
+                alone = Calls((form,), "", "", "", is_required=True, is_single=True)
+                MatcherGuide(tokenizer, self._lark(alone), form.param)
         if calls.content is not None:
             self.compile(calls.content)
         return MatcherGuide(tokenizer, self._lark(calls), "tools")
 
     def _lark(self, calls: Calls) -> str:
         forms = [f"form_{index}" for index in range(len(calls.forms))]
-        rest = f"({' | '.join(forms)}) {self._literal(calls.closes)}"
-        opens = self._literal(calls.opens)
+        opens, separator = self._literal(calls.opens), self._literal(calls.separator)
+        one = f"({' | '.join(forms)})"
+        several = f" ({separator} {one})*" if calls.is_grouped and not calls.is_single else ""
+        rest = f"{one}{several} {self._literal(calls.closes)}"
         lines = ["%llguidance {}"]
         if calls.is_required or calls.content is not None:
-            more = "" if calls.is_single else f" ({self._literal(calls.separator)} call)*"
+            more = "" if calls.is_single or calls.is_grouped else f" ({separator} call)*"
             either = "" if calls.content is None else " | content"
             lines += [f"start: call{more}{either}", f"call: {opens} {rest}"]
             if calls.content is not None:
                 lines.append(f"content: {_content(calls.content)}")
         else:
             start = "TEXT | call" if calls.is_single else "call* TEXT"
-            lines += [f"start: {start}", f"call: head {rest}", "TEXT: /(.|\\n)*/"]
+            lines += [f"start: {start}", f"call: head {rest}", f"TEXT: {_text(calls.barred)}"]
             is_lazy = "" if opens.startswith("<") else "[lazy]"
             lines.append(f"head{is_lazy}: TEXT {opens}")
-        lines += [
-            f"{name}: {self._form(form)}" for name, form in zip(forms, calls.forms, strict=True)
-        ]
+        for name, form in zip(forms, calls.forms, strict=True):
+            lines += self._form(name, form)
         return "\n".join(lines)
 
-    def _form(self, form: CallForm) -> str:
-        return " ".join((self._literal(form.before), _json(form.schema), self._literal(form.after)))
+    def _form(self, name: str, form: CallForm) -> list[str]:
+        """The rules of one form."""
+        rules: list[str] = []
+        sequence = [self._literal(form.before)]
+        for index, part in enumerate(form.parts):
+            sequence.append(f"{name}_{index}" + ("" if part.is_required else "?"))
+            rules += self._part(f"{name}_{index}", part)
+        if form.schema:
+            sequence.append(_json(form.schema))
+        sequence.append(self._literal(form.after))
+        return [f"{name}: {' '.join(sequence)}", *rules]
+
+    def _part(self, name: str, part: CallPart) -> list[str]:
+        """A text ends with the first `after`: as one word with it, which ends as soon as it can;
+        or, where `after` goes on with a token that is not text, with what is before that."""
+        ways: list[str] = []
+        rules: list[str] = []
+        if part.schema:
+            ways.append(f"{_json(part.schema)} {self._literal(part.after)}")
+        if part.text:
+            symbols = self._symbols(part.after)
+            letters = next((n for n, it in enumerate(symbols) if it.startswith("<")), len(symbols))
+            text, word = f"{name}_TEXT".upper(), f"{name}_word"
+            unlike = f" & ~{_regex(part.barred)}" if part.barred else ""
+            rules.append(f"{text}: {_regex(part.text)}{unlike}")
+            if letters == len(symbols):
+                head = f"{word}[lazy]"
+            else:
+                head = word = word.upper()
+            rules.append(" ".join((f"{head}: {text}", *symbols[:letters])))
+            ways.append(" ".join((word, *symbols[letters:])))
+        return [f"{name}: {self._literal(part.before)} ({' | '.join(ways)})", *rules]
 
     def _literal(self, text: str) -> str:
+        return " ".join(self._symbols(text))
+
+    def _symbols(self, text: str) -> list[str]:
         """As Lark writes it: tokens that are not text by their ids, the rest quoted."""
-        parts: list[str] = []
+        symbols: list[str] = []
         letters = b""
         for token in [*self._model.vocabulary.tokenize_bare(text).tolist(), None]:
             if token is not None and token not in self._special:
                 letters += self._pieces[token]
                 continue
             if letters:
-                parts.append(json.dumps(letters.decode(), ensure_ascii=False))
+                symbols.append(json.dumps(letters.decode(), ensure_ascii=False))
                 letters = b""
             if token is not None:
-                parts.append(f"<[{token}]>")
-        return " ".join(parts)
+                symbols.append(f"<[{token}]>")
+        return symbols
 
     def _tokens(self) -> LLTokenizer:
         """Made when it is first needed: for a vocabulary of 150,000 it takes half a second."""
@@ -316,7 +358,24 @@ def _content(grammar: Grammar) -> str:
     """Within Lark."""
     if grammar.kind == "json_schema":
         return _json(grammar.text)
-    return "/" + grammar.text.replace("/", r"\/").replace("\n", r"\n") + "/"
+    return _regex(grammar.text)
+
+
+def _regex(text: str) -> str:
+    """Within Lark."""
+    return "/" + _SLASH.sub(_escaped_slash, text).replace("\n", r"\n") + "/"
+
+
+def _escaped_slash(met: re.Match[str]) -> str:
+    return met[0] if len(met[0]) > 1 else r"\/"
+
+
+def _text(barred: tuple[str, ...]) -> str:
+    """Within Lark: any that does not hold one of these."""
+    if not barred:
+        return _ANYTHING
+    marks = " | ".join(json.dumps(mark, ensure_ascii=False) for mark in barred)
+    return f"{_ANYTHING} & ~({_ANYTHING} ({marks}) {_ANYTHING})"
 
 
 class MatcherGuide:

@@ -12,7 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Schemas", "argument", "is_text", "may_be_text", "schemas_of"]
+__all__ = [
+    "Kinds",
+    "Schemas",
+    "argument",
+    "is_text",
+    "kinds_of",
+    "may_hold_end",
+    "resolved",
+    "schemas_of",
+]
 
 _INTEGER = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0+)?")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
@@ -37,7 +46,7 @@ class Schemas:
         """The JSON types `key` may have; empty where the schema does not say."""
         if key not in self._kinds:
             schema = self._listed.get(key, self._root.get("additionalProperties"))
-            self._kinds[key] = _kinds(schema, self._root, 0)
+            self._kinds[key] = kinds_of(schema, self._root)
         return self._kinds[key]
 
 
@@ -56,8 +65,9 @@ def is_text(kinds: Kinds) -> bool:
     return kinds == {"string"}
 
 
-def may_be_text(kinds: Kinds) -> bool:
-    return not kinds or "string" in kinds
+def may_hold_end(kinds: Kinds) -> bool:
+    """Whether the value may hold text, and so its own closing tag."""
+    return not kinds or not kinds.isdisjoint(("string", "object", "array"))
 
 
 def argument(text: str, kinds: Kinds) -> str:
@@ -112,13 +122,18 @@ _KIND_OF = {
 }  # fmt: skip
 
 
+def kinds_of(schema: Any, root: Mapping[str, Any]) -> Kinds:
+    """The JSON types that a schema takes, which refers to others in `root`; empty if any."""
+    return _kinds(schema, root, 0)
+
+
 def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> Kinds:
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return _ANY
     found: set[str] = set()
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        return _kinds(_resolved(reference, root), root, depth + 1)
+        return _kinds(resolved(reference, root), root, depth + 1)
     given = schema.get("type")
     found.update(kind for kind in (given if isinstance(given, list) else [given]) if kind)
     if not found:
@@ -138,7 +153,7 @@ def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> Kinds:
     return frozenset(found - {""})
 
 
-def _resolved(reference: str, root: Mapping[str, Any]) -> Any:
+def resolved(reference: str, root: Mapping[str, Any]) -> Any:
     """What a reference inside the same schema points at; None for any other."""
     if not reference.startswith("#"):
         return None

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from neuron.chat.calls.argument import argument, is_text, may_be_text, schemas_of
+from neuron.chat.calls.argument import argument, is_text, may_hold_end, schemas_of
 from neuron.chat.calls.machine import CallMachine, Steps, escaped
 
 __all__ = ["KeyedCalls", "KeyedFormat"]
@@ -26,7 +26,8 @@ _MAX_KEY = 256
 
 class KeyedFormat(msgspec.Struct, frozen=True):
     """The tags around each part; "" where the format has none. `is_padded`: a newline after the
-    opening and before the closing tag of a value is not the value's."""
+    opening and before the closing tag of a value is not the value's. `is_grouped`: the calls of an
+    answer are written in one block."""
 
     block: str
     block_end: str
@@ -38,6 +39,7 @@ class KeyedFormat(msgspec.Struct, frozen=True):
     value_end: str
     call_end: str
     is_padded: bool = False
+    is_grouped: bool = False
 
 
 class KeyedCalls(CallMachine):
@@ -49,7 +51,7 @@ class KeyedCalls(CallMachine):
         tools: Sequence[Mapping[str, Any]],
         new_id: Callable[[], str],
     ) -> None:
-        self._form = form
+        self.form = form
         self._schemas = schemas_of(tools)
         self._call_ends = tuple(filter(None, (form.call_end, form.block_end)))
         self._followers = (form.key, *self._call_ends)
@@ -57,7 +59,7 @@ class KeyedCalls(CallMachine):
         super().__init__(filter(None, (form.block, form.name)), new_id)
 
     def _block(self, mark: str) -> Steps[None]:
-        form = self._form
+        form = self.form
         is_in_block = mark == form.block
         if is_in_block and form.name and not (yield from self._next_of(form.name)):
             return
@@ -72,7 +74,7 @@ class KeyedCalls(CallMachine):
     def _call(self, is_in_block: bool) -> Steps[bool]:
         """From the name on. Whether it was whole. Models forget the block's own mark now and then;
         then only the name of an offered tool makes it a call."""
-        form = self._form
+        form = self.form
         name = yield from self._word()
         if not name or (form.name_end and not (yield from self._next_of(form.name_end))):
             return False
@@ -109,15 +111,15 @@ class KeyedCalls(CallMachine):
                 self._argue('"')
             return is_whole
         parts: list[str] = []
-        is_whole = yield from self._text_value(parts.append, may_be_text(kinds))
+        is_whole = yield from self._text_value(parts.append, may_hold_end(kinds))
         text = "".join(parts)
         self._argue(argument(text, kinds) if is_whole else f'"{escaped(text)}')
         return is_whole
 
     def _text_value(self, sink: Callable[[str], None], may_hold_end: bool) -> Steps[bool]:
         """The value's text up to its closing tag, which is read too; False if it is cut short."""
-        end = self._form.value_end
-        if self._form.is_padded:
+        end = self.form.value_end
+        if self.form.is_padded:
             while not self._pending and (yield from self._more()):
                 pass
             if self._pending.startswith("\n"):
@@ -132,7 +134,7 @@ class KeyedCalls(CallMachine):
             else:
                 closes = self._is_closing(at + len(end)) if may_hold_end else True
                 if closes:
-                    is_padding = self._form.is_padded and self._pending[:at].endswith("\n")
+                    is_padding = self.form.is_padded and self._pending[:at].endswith("\n")
                     sink(self._take(at)[: -1 if is_padding else None])
                     self._take(len(end))
                     return True

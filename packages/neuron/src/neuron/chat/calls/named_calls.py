@@ -43,13 +43,15 @@ class BracketCalls(JsonCalls):
 
 class SectionFormat(msgspec.Struct, frozen=True):
     """`arguments` is the mark between name and arguments. In the older of the two ways to write a
-    call, a type stands before it, and behind it the name and a fenced block of JSON."""
+    call, a type stands before it, and behind it the name and a fenced block of JSON.
+    `is_numbered`: the name is written as `functions.name:0`."""
 
     section: str
     section_end: str
     call: str
     arguments: str
     call_end: str
+    is_numbered: bool = False
 
 
 # What some templates put around the name, and OpenAI's API does not.
@@ -58,11 +60,11 @@ _DECORATED = re.compile(r"(?:functions\.)?(?P<name>.+?)(?::\d+)?", re.DOTALL)
 
 class SectionCalls(CallMachine):
     def __init__(self, form: SectionFormat, new_id: Callable[[], str]) -> None:
-        self._form = form
+        self.form = form
         super().__init__((form.section, form.call), new_id)
 
     def _block(self, mark: str) -> Steps[None]:
-        form = self._form
+        form = self.form
         if mark == form.section and not (yield from self._next_of(form.call)):
             return
         while (yield from self._call()):
@@ -75,7 +77,7 @@ class SectionCalls(CallMachine):
 
     def _call(self) -> Steps[bool]:
         name = yield from self._word()
-        if not name or not (yield from self._next_of(self._form.arguments)):
+        if not name or not (yield from self._next_of(self.form.arguments)):
             return False
         is_fenced = False
         if (yield from self._peek()) != "{":
