@@ -204,6 +204,19 @@ def test_a_load_that_fails_is_tried_on_the_next_best_node_once():
     assert fault.retry_after_s == 5
 
 
+def test_a_request_can_tell_how_much_of_its_wait_was_for_loads():
+    stage = Stage("a b")
+    stage.observe("a")
+    stage.observe("b", model("x", gb=9, running=1))
+    stage.ask("r1")
+    stage.estimate("a")
+    stage.estimate("b")
+    stage.now += 3
+    stage.done(1, fault=BROKEN)
+    stage.now += 2
+    assert stage.observe("b", model("m")) == [sent("r1", "b", load_s=3.0)]
+
+
 def test_each_newcomer_gets_a_second_try_whatever_failed_before_it_came():
     stage = Stage("a b")
     stage.observe("a")

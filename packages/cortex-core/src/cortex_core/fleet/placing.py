@@ -73,11 +73,10 @@ class Placing:
         only = None if node is None else (node,)
         if board.is_coming(model, node):
             for ticket in tickets:
-                if ticket.loading_since is None:
-                    ticket.loading_since = board.now
+                ticket.load_began(board.now)
             return
         for ticket in tickets:
-            ticket.loading_since = None
+            ticket.load_ended(board.now)
         if any(node in (None, replica.node) for replica in board.ready.get(model, ())):
             return  # it has failed these, who wait for news of it
         is_asked = self.ask(model, only, tickets[0].options)

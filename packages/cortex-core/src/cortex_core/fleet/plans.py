@@ -97,8 +97,7 @@ class Plans:
         victims = f"; before it, {', '.join(placement.evict)} must leave" if placement.evict else ""
         board.place(model, node.name).tell("{}{}", placement.why[-1], victims)
         for ticket in board.waiting.in_turn(model):
-            if ticket.loading_since is None:
-                ticket.loading_since = board.now
+            ticket.load_began(board.now)
             board.note(ticket, "waits for a load on {}{}", node.name, victims)
         if node.is_stale:
             self._read(plan)

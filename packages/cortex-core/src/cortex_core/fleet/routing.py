@@ -172,9 +172,7 @@ class Routing:
         place.used_at = board.now
         if ticket.prefix:
             board.affinity.served(replica, ticket.prefix)
-        if ticket.loading_since is not None:
-            ticket.load_s = (ticket.load_s or 0.0) + board.now - ticket.loading_since
-            ticket.loading_since = None
+        ticket.load_ended(board.now)
         if place.busy > place.capacity:
             board.wake(board.now + LOOK_S)  # it may want another replica
         board.note(ticket, "sent to {} on {}", replica.node, replica.device)

@@ -21,8 +21,8 @@ class Ticket:
 
     `node`: the only one it may go to. `spent`: the (node, incarnation) that have failed it, and
     `fault` how the first of them did. `decide_by`: when a request that was failed by the only
-    replica gives up looking for another. `loading_since`: since when it has been waiting for a
-    load.
+    replica gives up looking for another. `load_s`: how long it has waited for loads, the one it has
+    been waiting for since `loading_since` left out; None = for none.
     """
 
     __slots__ = (
@@ -61,6 +61,17 @@ class Ticket:
         self.decide_by: float | None = None
         self.loading_since: float | None = None
         self.load_s: float | None = None
+
+    def load_began(self, now: float) -> None:
+        """What it waits for from now on is a load; perhaps it has been so for a while."""
+        if self.loading_since is None:
+            self.loading_since = now
+
+    def load_ended(self, now: float) -> None:
+        """It waits for no load, or no longer."""
+        if self.loading_since is not None:
+            self.load_s = (self.load_s or 0.0) + now - self.loading_since
+            self.loading_since = None
 
 
 class _Line:
