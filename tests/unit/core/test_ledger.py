@@ -45,11 +45,17 @@ def test_nothing_is_known_before_anybody_has_said_anything(ledger: Ledger):
     assert not ledger.is_estimated("m", "a")
 
 
-def test_what_was_measured_replaces_what_was_estimated(ledger: Ledger):
-    ledger.estimated("m", "a", {"cuda:0": 5 * GIB})
-    assert ledger.need("m", "a", "cuda:0") == Need(5 * GIB, "estimated")
+def test_what_was_measured_replaces_an_estimate_that_was_too_low(ledger: Ledger):
+    ledger.estimated("m", "a", {"cuda:0": 2 * GIB})
+    assert ledger.need("m", "a", "cuda:0") == Need(2 * GIB, "estimated")
     ledger.observed("a", state(model(size=3 * GIB)))
     assert ledger.need("m", "a", "cuda:0") == Need(3 * GIB, "measured")
+
+
+def test_less_than_the_node_itself_thinks_necessary_is_not_counted_on(ledger: Ledger):
+    ledger.estimated("m", "a", {"cuda:0": 5 * GIB})
+    ledger.observed("a", state(model(size=3 * GIB)))
+    assert ledger.need("m", "a", "cuda:0") == Need(5 * GIB, "estimated")
 
 
 def test_what_was_measured_is_remembered_after_the_model_has_left(ledger: Ledger):

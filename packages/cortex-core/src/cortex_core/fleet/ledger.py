@@ -1,9 +1,8 @@
 """What is known of models' costs: memory by place, seconds to load, and how much they are asked
 for. Pure; `now` is in monotonic seconds.
 
-Memory is estimated by a node from the file's header, then replaced by what was measured after a
-load, which is remembered beyond the model's stay and, through `export` and `restore`, beyond the
-gateway's.
+Memory is estimated by a node from the file's header, and measured after a load, which is remembered
+beyond the model's stay and, through `export` and `restore`, beyond the gateway's.
 """
 
 from __future__ import annotations
@@ -135,13 +134,16 @@ class Ledger:
         return estimate.fault if estimate else None
 
     def need(self, model: str, node: str, device: str) -> Need | None:
-        """What the model takes there; None = nobody knows. Measured there, else estimated there,
-        else the most that is known of the model on any device of the node."""
+        """What the model takes there; None = nobody knows. Measured there or estimated there,
+        whichever is more; else the most that is known of the model on any device of the node.
+
+        A node lets nobody load what by its own estimate does not fit, however much less it took
+        the last time: to count on that would have loads refused for which room could be made."""
         row = self._rows.get((model, node, device))
-        if row is not None:
-            return Need(row.memory_bytes, "measured")
         estimate = self._estimates.get((model, node))
         needs = estimate.needs if estimate else {}
+        if row is not None and row.memory_bytes >= needs.get(device, 0):
+            return Need(row.memory_bytes, "measured")
         if device in needs:
             return Need(needs[device], "estimated")
         known = [row.memory_bytes for row in self._rows_of(model) if row.node == node]
