@@ -105,6 +105,7 @@ class Orders:
         self._devices_of = devices_of
         self._told = told
         self._nodes: dict[str, _Node] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self.stall_s = stall_s
 
     def carry_out(self, order: Order) -> None:
@@ -112,6 +113,8 @@ class Orders:
         node = self._nodes.setdefault(order.node, _Node())
         task = asyncio.create_task(self._run(node, order), name=f"order for {order.node}")
         node.running[task] = order
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def heard(self, name: str) -> None:
         """The node has said how it is: what it was told to do may be done."""
@@ -132,9 +135,9 @@ class Orders:
 
     async def close(self) -> None:
         """End everything under way, and tell nobody."""
-        tasks = [task for node in self._nodes.values() for task in node.running]
         for node in self._nodes.values():
             node.running = {}
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

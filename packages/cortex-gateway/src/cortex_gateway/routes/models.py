@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,10 @@ async def list_models(request: Request) -> Response:
     fleet: Fleet = request.app.state.gateway.fleet
     await fleet.first_contact()
     locations = fleet.topology.models()
-    listed = {model: _listed(fleet, model, locations.get(model, [])) for model in fleet.models}
+    listed: dict[str, ListedModel] = {}
+    for model in fleet.models:
+        listed[model] = _listed(fleet, model, locations.get(model, []))
+        await asyncio.sleep(0)  # a placement for each node is thought through; streams go on
     for alias, model in fleet.conductor.catalogue.aliases.items():
         if model in listed:
             listed[alias] = msgspec.structs.replace(listed[model], id=alias, alias_of=model)
