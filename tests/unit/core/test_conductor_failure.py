@@ -7,6 +7,7 @@ from cortex_core.fleet.events import DrainWanted, Estimate, Load, NodeObserved, 
 from tests.unit.core.fleet_playbook import ILL, Stage, model, sent
 
 FULL = Fault("rate_limit_exceeded", "the queue is full")
+GONE = Fault("model_not_found", "the model is not loaded")
 
 
 def _pair() -> Stage:
@@ -38,6 +39,37 @@ def test_a_request_that_fails_twice_hears_how_it_failed_first():
     stage.fail("r1")
     assert stage.fail("r1", Fault("stalled", "silence")) == [Refuse("r1", ILL)]
     assert stage.conductor.in_flight("b") == 0
+
+
+def test_a_request_that_is_turned_away_again_and_again_is_served_in_the_end():
+    """Two gateways that unload each other's models must not wear out each other's requests."""
+    stage = _pair()
+    stage.ask("r1")
+    assert stage.fail("r1", GONE) == [sent("r1", "b")]
+    assert stage.fail("r1", GONE) == []
+    stage.observe("a")
+    stage.observe("b")
+    assert stage.observe("a", model("m")) == [sent("r1", "a")]
+    assert stage.fail("r1", GONE) == []
+    stage.observe("a")
+    assert stage.observe("b", model("m")) == [sent("r1", "b")]
+    # To be failed is another thing.
+    stage.fail("r1")
+    stage.observe("b")
+    assert stage.observe("a", model("m")) == [sent("r1", "a")]
+    assert stage.fail("r1") == [Refuse("r1", GONE)]
+
+
+def test_who_is_turned_away_waits_no_longer_than_anybody_may_in_all():
+    stage = Stage("a b", max_wait_s=10)
+    stage.observe("a", model("m", "loading"))
+    stage.ask("r1")
+    stage.later(6)
+    assert stage.observe("a", model("m")) == [sent("r1", "a", load_s=6.0)]
+    stage.fail("r1", GONE)
+    stage.observe("a", model("m", "loading"))
+    assert stage.later(3) == []
+    assert stage.later(1) == [Refuse("r1", GONE)]
 
 
 def test_the_only_replicas_failure_is_told_when_no_news_come_within_a_second():

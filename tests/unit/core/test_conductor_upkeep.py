@@ -328,6 +328,18 @@ def test_a_request_on_a_node_that_is_no_longer_configured_goes_on():
     assert stage.observe("a", model("m")) == []
 
 
+def test_a_request_that_outlives_its_nodes_absence_is_not_counted_on_the_one_that_came_back():
+    stage = Stage("a b")
+    stage.observe("a", model("m"))
+    stage.ask("r1")
+    _configured(stage, stage.catalogue, "b")
+    _configured(stage, stage.catalogue, "a", "b")
+    stage.observe("a", model("m"))
+    assert stage.ask("r2") == [sent("r2", "a")]
+    stage.end("r1")
+    assert stage.conductor.in_flight("a") == 1
+
+
 def test_a_load_on_a_node_that_is_no_longer_configured_is_begun_elsewhere():
     stage = Stage("a b")
     stage.observe("a")

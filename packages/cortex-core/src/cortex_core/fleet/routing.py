@@ -29,7 +29,8 @@ NEWS_S = 1.0
 # Who waits is looked at this often, whatever else happens.
 LOOK_S = 1.0
 
-# What a replica is to blame for. One that is full or draining is not ill.
+# What a replica is to blame for. One that is full, draining or no longer there is not ill: it turns
+# requests away.
 _ILL = frozenset({"upstream_failed", "node_unavailable", "stalled", "internal_error"})
 
 
@@ -90,6 +91,9 @@ class Routing:
             board.index(ticket.model)
 
     def failed(self, stimulus: RequestFailed) -> None:
+        """A request is failed once and tried again, and the next time it is refused. One that was
+        turned away, because another gateway has had the model unloaded, say, has not been tried:
+        it waits as before, and until it has waited for as long as anybody may."""
         board = self._board
         ticket = board.tickets.get(stimulus.request)
         if ticket is None or ticket.replica is None:
@@ -99,11 +103,13 @@ class Routing:
         board.note(ticket, "failed by {}: {}", former.node, fault.message)
         if place is not None:
             self._blame(place, ticket, fault)
-        if ticket.spent:
+        is_ill = fault.code in _ILL
+        if is_ill and ticket.is_retried:
             board.refuse(ticket, ticket.fault or fault)
             return
-        ticket.fault = fault
-        ticket.spent = ((former.node, place.incarnation if place is not None else 0),)
+        ticket.is_retried = ticket.is_retried or is_ill
+        ticket.fault = ticket.fault or fault
+        ticket.spent += ((former.node, place.incarnation if place is not None else 0),)
         ticket.decide_by = board.now + NEWS_S
         self._wait(ticket)
 
@@ -135,7 +141,8 @@ class Routing:
     def _wait(self, ticket: Ticket) -> None:
         board = self._board
         ticket.replica = None
-        ticket.deadline = board.now + board.policy.max_wait_s
+        if ticket.deadline <= board.now:
+            ticket.deadline = board.now + board.policy.max_wait_s
         board.waiting.join(ticket)
         board.unsettled.add(ticket.model)
         board.wake(board.now + LOOK_S)
@@ -168,6 +175,7 @@ class Routing:
     def _send(self, ticket: Ticket, place: Place) -> None:
         board = self._board
         replica = ticket.replica = place.replica
+        ticket.place = place
         place.busy += 1
         place.used_at = board.now
         if ticket.prefix:
@@ -179,12 +187,13 @@ class Routing:
         board.out.append(Send(ticket.request, replica, ticket.load_s))
 
     def _freed(self, ticket: Ticket) -> Place | None:
-        """It is no longer in flight; its place, unless that node is no longer configured."""
+        """It is no longer in flight; its place, unless that node is no longer configured, or was
+        not for a while."""
         board = self._board
         assert ticket.replica is not None
         place = board.places.get(ticket.model, {}).get(ticket.replica.node)
         ticket.replica = None
-        if place is None:
+        if place is None or place is not ticket.place:
             return None
         place.busy -= 1
         place.used_at = board.now

@@ -11,6 +11,7 @@ from itertools import zip_longest
 from typing import Any
 
 from cortex_core.errors import Fault
+from cortex_core.fleet.lifecycle import Place
 from cortex_core.fleet.topology import Replica
 
 __all__ = ["Ticket", "WaitingRoom"]
@@ -19,10 +20,11 @@ __all__ = ["Ticket", "WaitingRoom"]
 class Ticket:
     """One request from coming to ending. It waits while `replica` is None.
 
-    `node`: the only one it may go to. `spent`: the (node, incarnation) that have failed it, and
-    `fault` how the first of them did. `decide_by`: when a request that was failed by the only
-    replica gives up looking for another. `load_s`: how long it has waited for loads, the one it has
-    been waiting for since `loading_since` left out; None = for none.
+    `node`: the only one it may go to. `place`: where it was sent. `spent`: the (node, incarnation)
+    that have failed it or turned it away, and `fault` how the first of them did; `is_retried`: one
+    has failed it. `decide_by`: when a request that was failed by the only replica gives up looking
+    for another. `load_s`: how long it has waited for loads, the one it has been waiting for since
+    `loading_since` left out; None = for none.
     """
 
     __slots__ = (
@@ -32,11 +34,13 @@ class Ticket:
         "decide_by",
         "fault",
         "is_operators",
+        "is_retried",
         "load_s",
         "loading_since",
         "model",
         "node",
         "options",
+        "place",
         "prefix",
         "replica",
         "request",
@@ -53,10 +57,12 @@ class Ticket:
         self.came_at = came_at
         self.deadline = came_at
         self.replica: Replica | None = None
+        self.place: Place | None = None
         self.node: str | None = None
         self.options: dict[str, Any] | None = None
         self.is_operators = False
         self.spent: tuple[tuple[str, int], ...] = ()
+        self.is_retried = False
         self.fault: Fault | None = None
         self.decide_by: float | None = None
         self.loading_since: float | None = None
