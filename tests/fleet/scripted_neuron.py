@@ -118,6 +118,7 @@ class ScriptedNeuron:
         self.state = msgspec.structs.replace(self.state, devices=[self._device()])
         self.first_state = self.state
         self.is_beating = True
+        self.fails_next = False  # the next order's connection breaks
         self._resets = 0
         self.token: str | None = None
         self.token_file: str | None = None  # as the gateway's configuration should name it
@@ -220,7 +221,10 @@ class ScriptedNeuron:
             await self._generate(call)
         else:
             self.orders.append(call)
-            if not await self.shelf.answer(call):
+            if self.fails_next:
+                self.fails_next = False
+                call.reset()
+            elif not await self.shelf.answer(call):
                 await call.answer({"error": {"message": call.path, "code": "not_found"}}, 404)
 
     async def _generate(self, call: Call) -> None:

@@ -120,6 +120,14 @@ async def test_a_load_on_a_device_is_handed_on_to_its_node(rig: Rig) -> None:
     assert (reply.status, error_of(reply.body)["param"]) == (400, "node")
 
 
+async def test_a_load_on_a_device_needs_a_node_in_reach(rig: Rig) -> None:
+    for neuron in rig.neurons.values():
+        await neuron.disappear()
+        await rig.until_refused(neuron.name)
+    reply = await rig.ask("POST", "/admin/models/load", {"model": "new", "device": "cpu"})
+    assert (reply.status, error_of(reply.body)["code"]) == (503, "node_unavailable")
+
+
 async def test_an_unload_finds_the_node_that_has_the_model(rig: Rig) -> None:
     order = {"model": "only/b", "wait": True}
     reply = await rig.ask("POST", "/admin/models/unload", order)
@@ -168,6 +176,15 @@ async def test_a_node_out_of_reach_is_drained_all_the_same(rig: Rig) -> None:
     await rig.a.appear()
     await rig.until_reachable("a")
     assert (await rig.chat("m")).headers["x-cortex-node"] == "b"
+    await rig.ask("POST", "/admin/nodes/a/undrain")
+
+
+async def test_a_node_that_refuses_to_be_drained_gets_nothing_all_the_same(rig: Rig) -> None:
+    rig.a.token = "changed"
+    reply = await rig.ask("POST", "/admin/nodes/a/drain")
+    assert json.loads(reply.body)["not_told"] == "the node answered HTTP 401"
+    assert (await rig.chat("m")).headers["x-cortex-node"] == "b"
+    rig.a.token = None
     await rig.ask("POST", "/admin/nodes/a/undrain")
 
 

@@ -37,8 +37,8 @@ class Desk:
         self.a = a
         self.told: list[Stimulus] = []
         self._news = asyncio.Event()
-        devices = [device.id for device in a.state.devices]
-        self.orders = Orders(upstream, lambda _: devices, self._tell, stall_s)
+        self.devices = [device.id for device in a.state.devices]
+        self.orders = Orders(upstream, lambda _: self.devices, self._tell, stall_s)
 
     def _tell(self, order: Order, stimulus: Stimulus) -> None:
         self.told.append(stimulus)
@@ -207,3 +207,57 @@ async def test_an_answer_that_cannot_be_read_is_the_nodes_fault() -> None:
         fault = await desk.fault_of(ReadState(1, "a"))
         assert fault.code == "upstream_failed"
         assert "GET /discovery" in fault.message
+
+
+async def test_an_operation_that_cannot_be_looked_at_any_more_is_over() -> None:
+    """Though one or two looks may fail: a load of minutes is not forgotten for that."""
+    async with a_desk() as desk:
+        desk.a.shelf.gate.clear()
+        end = asyncio.create_task(desk.fault_of(Load(1, "new", "a", None, 0)))
+
+        async def is_begun() -> bool:
+            return bool(desk.a.shelf.operations)
+
+        await eventually(is_begun)
+        await desk.a.disappear()
+
+        async def is_over() -> bool:
+            desk.orders.heard("a")
+            return end.done()
+
+        await eventually(is_over)
+        assert (await end).code == "node_unavailable"
+
+
+async def test_an_operation_survives_a_look_that_fails() -> None:
+    async with a_desk() as desk:
+        desk.a.shelf.gate.clear()
+        end = asyncio.create_task(desk.end_of(Load(1, "new", "a", None, 0)))
+
+        async def is_begun() -> bool:
+            return bool(desk.a.shelf.operations)
+
+        await eventually(is_begun)
+        before = len(desk.a.orders)
+        desk.a.fails_next = True
+        desk.orders.heard("a")
+
+        async def is_looked_at_again() -> bool:
+            desk.orders.heard("a")
+            return len(desk.a.orders) > before + 1
+
+        await eventually(is_looked_at_again)
+        desk.a.shelf.gate.set()
+        over = await end
+        assert isinstance(over, OrderEnded)
+        assert over.fault is None
+
+
+async def test_a_node_without_a_device_that_works_says_so() -> None:
+    async with a_desk() as desk:
+        desk.devices.clear()
+        fault = await desk.fault_of(Estimate("new", "a"))
+        assert (fault.code, fault.message) == (
+            "node_unavailable",
+            "the node a has no device that works",
+        )

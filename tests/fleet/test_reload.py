@@ -8,6 +8,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cortex_core.errors import InvalidConfiguration
 from tests.fleet.conftest import Reply, Rig, config_of, eventually, running_rig
 from tests.fleet.in_process import running_desk
 from tests.fleet.scripted_neuron import Call, ScriptedNeuron, chunks_of
@@ -196,3 +199,9 @@ async def test_a_node_that_is_taken_out_as_a_request_is_sent_there_counts_as_fai
         reply = await desk.chat().reply()
         assert reply.status == 503
         assert "is not configured any more" in json.loads(reply.body)["error"]["message"]
+
+
+async def test_a_gateway_that_was_not_started_from_a_file_has_nothing_to_read_again() -> None:
+    async with ScriptedNeuron("a", "m") as a, running_desk(a) as desk:
+        with pytest.raises(InvalidConfiguration, match="was not started from a file"):
+            await desk.gateway.reload()
