@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cortex_core.errors import TemplateRenderFailed
-from neuron.chat.remedies import remedied
+from neuron.chat.remedies import Remedies
 from neuron.chat.template import ChatTemplate, TemplateTexts
 from tests.unit.chat.called import tool
 
@@ -124,10 +124,59 @@ def test_a_template_that_rejects_everything_says_its_first_reason():
 def test_remedies_leave_the_conversation_as_it_is():
     messages = [*_said("system a", "user b"), *_called("x"), *_said("system c")]
     before = repr(messages)
-    tried = list(remedied(messages))
+    tried = list(Remedies().tried(messages, "no"))
     assert repr(messages) == before
-    assert all(changed != messages for changed in tried)
-    assert list(remedied(_said("user a", "assistant b"))) == []
+    assert all(changed != messages for _, changed in tried)
+    assert list(Remedies().tried(_said("user a", "assistant b"), "no")) == []
+
+
+def test_what_helped_against_a_complaint_is_tried_first_against_the_same():
+    messages = [*_said("system a", "user b"), *_called("x"), *_said("system c")]
+    remedies = Remedies()
+    alone = [remedy for remedy, _ in remedies.tried(messages, "no") if remedy]
+    for remedy in alone:
+        remedies.learn(remedy.__name__, remedy)
+    for remedy in alone:
+        tried = [each for each, _ in remedies.tried(messages, remedy.__name__) if each]
+        assert tried == [remedy, *(each for each in alone if each is not remedy)]
+        assert list(remedies.tried(_said("user a"), remedy.__name__)) == []
+    assert [remedy for remedy, _ in remedies.tried(messages, "another") if remedy] == alone
+
+
+def test_of_a_template_that_complains_in_ever_new_words_not_all_is_kept():
+    messages = _called("x")
+    remedies = Remedies()
+    alone = [remedy for remedy, _ in remedies.tried(messages, "no") if remedy]
+    for count in range(100):
+        remedies.learn(str(count), alone[-1])
+    assert next(remedies.tried(messages, "0"))[0] is alone[-1]
+    assert next(remedies.tried(messages, "99"))[0] is alone[0]
+
+
+def test_remedies_that_are_needed_together_are_not_when_one_does():
+    text = (
+        "{% for m in messages %}{% if m.role == 'system' or (loop.previtem and "
+        "loop.previtem.role == m.role) %}{{ raise_exception('no') }}{% endif %}{% endfor %}" + PLAIN
+    )
+    template = ChatTemplate(TemplateTexts(text))
+    both = _said("system a", "user b", "user c")
+    one = _said("user b", "user c", "assistant ")
+    one[-1]["content"] = None
+    for _ in range(2):
+        assert template.render(both, None).text == "None<user>a\n\nb\n\nc"
+        assert template.render(one, None).text == "None<user>b\n\nc<assistant>"
+
+
+def test_a_remedy_that_helped_changes_nothing_that_is_taken_as_it_is():
+    guard = "{% for m in messages %}{% if m.tool_call_id and m.content == 'done' and "
+    guard += "m.tool_call_id | length != 9 %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    text = "{{ tools }}{% for m in messages %}[{{ m.tool_call_id }}]{% endfor %}"
+    template = ChatTemplate(TemplateTexts(guard + text))
+    for _ in range(2):
+        assert "call_1" not in template.render(_called("call_1"), TOOLS).text
+        taken = _called("call_1")
+        taken[2]["content"] = "other"
+        assert "[call_1]" in template.render(taken, TOOLS).text
 
 
 def test_a_template_that_takes_too_long_over_a_remedy_ends_the_search():

@@ -46,6 +46,21 @@ def test_raise_exception_says_why():
         _render("{{ raise_exception('roles must alternate') }}")
 
 
+@pytest.mark.parametrize("name", dir(str))
+def test_of_a_text_a_template_gets_what_the_library_gives(name: str):
+    ours = sandbox.compile_template("").environment
+    given = ImmutableSandboxedEnvironment().getattr("a", name)
+    got = ours.getattr("a", name)
+    assert type(got) is type(given)
+    assert got == given or name in ("format", "format_map") or name.startswith("_")
+
+
+def test_loops_and_blocks_do_not_change_what_a_call_is_given():
+    text = "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ varargs }}{% endmacro %}"
+    text += "{% for x in 'ab' %}{{ m(x) }}{{ m(x, 3, 4) }}{{ x.upper() }}{{ x.join('12') }}"
+    assert _render(text + "{% endfor %}") == "a2()a3(4,)A1a2b2()b3(4,)B1b2"
+
+
 def test_concatenation_takes_what_jinja2_takes():
     assert _render("{{ 1 ~ none ~ nothing ~ ' ' ~ a }}", a=[1]) == "1None [1]"
     assert _render(

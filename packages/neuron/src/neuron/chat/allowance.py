@@ -41,6 +41,7 @@ NEW_ITEM_BYTES = 64  # a short string, and its slot
 _ITEM_WEIGHT = 32  # what an item counts for, in characters: more than most print as
 
 _PLAIN = (dict, list, tuple)
+_SCALARS = (bool, int, float, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, Mapping, KeysView, ValuesView, ItemsView)
 
 
@@ -123,6 +124,8 @@ def weigh(value: Any) -> int:
     kind = type(value)
     if kind is str:
         return len(value)
+    if kind in _SCALARS:
+        return _ITEM_WEIGHT
     if kind not in _PLAIN and not isinstance(value, _CONTAINERS):
         return len(value) if isinstance(value, str) else _ITEM_WEIGHT
     weight = 0

@@ -2,7 +2,8 @@
 
 Some templates take one system turn, or none, want turns to alternate, or calls to have ids of nine
 characters; clients know nothing of that. A remedy changes as little as it can, and is tried only
-once the template has refused the conversation as it is.
+once the template has refused the conversation as it is. What helped against a complaint is tried
+first against the same one: in a conversation that goes on, it comes with every request.
 """
 
 from __future__ import annotations
@@ -14,24 +15,44 @@ from typing import Any
 
 from neuron.chat.messages import Arguments
 
-__all__ = ["remedied"]
+__all__ = ["Remedies"]
 
 Message = dict[str, Any]
+Remedy = Callable[[list[Message]], list[Message]]
 
+_MOST_COMPLAINTS = 16  # of one template, which can make up any number
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
-def remedied(messages: list[Message]) -> Iterator[list[Message]]:
-    """Changed conversations to try in turn: each remedy that changes something alone, then all up
-    to each. `messages` are shaped already, and left as they are."""
-    helpful = [remedy for remedy in _REMEDIES if remedy(messages) != messages]
-    for remedy in helpful:
-        yield remedy(messages)
-    together = messages
-    for count, remedy in enumerate(helpful, 1):
-        together = remedy(together)
-        if count > 1:
-            yield together
+class Remedies:
+    """For one template. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._helped: dict[str, Remedy] = {}
+
+    def tried(
+        self, messages: list[Message], complaint: str
+    ) -> Iterator[tuple[Remedy | None, list[Message]]]:
+        """Changed conversations to try in turn: what helped against this complaint before, each
+        remedy that changes something alone, then all up to each. A remedy that stands alone comes
+        with what it makes. `messages` are shaped already, and left as they are."""
+        known = self._helped.get(complaint)
+        if known is not None and (changed := known(messages)) != messages:
+            yield known, changed
+        helpful = [remedy for remedy in _REMEDIES if remedy(messages) != messages]
+        for remedy in helpful:
+            if remedy is not known:
+                yield remedy, remedy(messages)
+        together = messages
+        for count, remedy in enumerate(helpful, 1):
+            together = remedy(together)
+            if count > 1:
+                yield None, together
+
+    def learn(self, complaint: str, remedy: Remedy | None) -> None:
+        """It helped. Several at once are not remembered: another time one of them may do."""
+        if remedy is not None and len(self._helped) < _MOST_COMPLAINTS:
+            self._helped[complaint] = remedy
 
 
 def _one_system(messages: list[Message]) -> list[Message]:
@@ -126,7 +147,7 @@ def _with_content(messages: list[Message]) -> list[Message]:
     ]
 
 
-_REMEDIES: tuple[Callable[[list[Message]], list[Message]], ...] = (
+_REMEDIES: tuple[Remedy, ...] = (
     _with_content,
     _arguments_as_text,
     _one_system,

@@ -11,13 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sized
 from datetime import datetime
+from types import BuiltinMethodType
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Undefined
+from jinja2.runtime import Context, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -50,6 +51,8 @@ _MAX_SOURCE = 64 * 1024  # characters; the longest known have under 32 Ki
 _MAX_NODES = 8000  # of the syntax tree, which takes about a second to compile
 _MAX_REASON = 1000  # characters
 _OF_DICT = frozenset(dir(dict))
+_OF_TEXT = frozenset(name for name in dir(str) if name[0] != "_") - {"format", "format_map"}
+_DIRECT = (Macro, BuiltinMethodType)  # safe to call, once got at; and they want no context
 _MOST_JUDGED = 1024  # pairs of type and attribute whose safety is remembered
 
 
@@ -213,12 +216,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         return _Watched().visit(template).set_environment(self)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        # As the library does it, without an exception for each key of a message.
-        if type(obj) is dict and attribute not in _OF_DICT:
+        # As the library does it, without an exception for each key of a message, and without
+        # another look at what all texts have.
+        kind = type(obj)
+        if kind is dict and attribute not in _OF_DICT:
             try:
                 return obj[attribute]
             except KeyError:
                 return self.undefined(obj=obj, name=attribute)
+        if kind is str and attribute in _OF_TEXT:
+            return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -232,6 +239,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         return known
 
     def getitem(self, obj: Any, argument: Any) -> Any:
+        if type(obj) is dict and type(argument) is str and argument in obj:
+            return obj[argument]
         if isinstance(argument, tuple):
             weigh(argument)
         return super().getitem(obj, argument)
@@ -265,8 +274,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
             check_method(owner, method.__name__, arguments, named)
-        elif isinstance(owner, list | tuple | Mapping):
+        elif owner is not None and isinstance(owner, list | tuple | Mapping):
             weigh((owner if method.__name__ in ("index", "count") else "", arguments))
+        if type(__callee) in _DIRECT:
+            named.pop("_block_vars", None)
+            named.pop("_loop_vars", None)
+            return made(__callee(*arguments, **named), NEW_ITEM_BYTES)
         return made(super().call(__context, __callee, *arguments, **named), NEW_ITEM_BYTES)
 
 

@@ -19,7 +19,7 @@ from neuron import logs
 from neuron.beside import read_beside
 from neuron.chat import messages as shaping
 from neuron.chat import sandbox
-from neuron.chat.remedies import remedied
+from neuron.chat.remedies import Remedies
 
 __all__ = ["CHATML", "ChatTemplate", "Prompt", "TemplateTexts", "find_texts"]
 
@@ -190,17 +190,18 @@ class ChatTemplate:
             raise
         except Exception as error:
             rejection = error
-        for changed in remedied(shaped):
+        complaint = _one_line(rejection)
+        for remedy, changed in compiled.remedies.tried(shaped, complaint):
             try:
                 prompt = self._run(compiled, context, changed, deadline)
             except sandbox.TemplateLimit:
                 break
             except Exception:  # the first complaint is the one about what the client sent
                 continue
-            reason = _one_line(rejection)
-            _log.debug("conversation changed for its template", cause=reason)
-            told = f"the conversation was changed, because the chat template refused it: {reason}"
-            return Prompt(prompt, text, unread, (told,))
+            compiled.remedies.learn(complaint, remedy)
+            _log.debug("conversation changed for its template", cause=complaint)
+            told = "the conversation was changed, because the chat template refused it: "
+            return Prompt(prompt, text, unread, (told + complaint,))
         raise rejection
 
     def _run(
@@ -256,12 +257,14 @@ def _continued(prompt: Prompt) -> Prompt:
 
 
 class _Compiled(msgspec.Struct, frozen=True):
-    """A template and what its syntax tree tells of the messages it wants."""
+    """A template, what its syntax tree tells of the messages it wants, and what helps where it
+    refuses them."""
 
     template: jinja2.Template
     takes_tools: bool
     reads: frozenset[str]
     wants: shaping.Wants
+    remedies: Remedies = msgspec.field(default_factory=Remedies)
 
 
 @lru_cache(maxsize=64)
