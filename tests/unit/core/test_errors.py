@@ -86,6 +86,14 @@ def test_each_vendor_gets_its_own_type_word(error: CortexError, openai: str, ant
     assert errors.render_responses(error)["code"] == error.code
 
 
+def test_what_is_too_long_is_told_in_the_words_that_each_vendors_clients_look_for():
+    error = errors.ContextLengthExceeded("this model's maximum context length is 9 tokens")
+    assert "maximum context length is 9 tokens" in errors.render_openai(error)["error"]["message"]
+    told = errors.render_anthropic(error)["error"]["message"]
+    assert told.startswith("prompt is too long: ")
+    assert error.message in told
+
+
 def test_the_tree_in_the_docstring_names_every_error():
     for kind in CONCRETE:
         assert f"{kind.__name__} " in (errors.__doc__ or ""), kind

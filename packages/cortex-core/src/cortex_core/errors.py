@@ -354,8 +354,11 @@ def render_openai(error: CortexError) -> dict[str, Any]:
 def render_anthropic(error: CortexError) -> dict[str, Any]:
     """`{"type": "error", "error": {type, message, details: {error_code}}}`."""
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
+    message = error.message
+    if isinstance(error, ContextLengthExceeded):
+        message = f"prompt is too long: {message}"  # what this vendor's clients look for
     details = {"error_code": error.code}
-    return {"type": "error", "error": {"type": kind, "message": error.message, "details": details}}
+    return {"type": "error", "error": {"type": kind, "message": message, "details": details}}
 
 
 def render_responses(error: CortexError) -> dict[str, Any]:
