@@ -20,6 +20,7 @@ from neuron.worker.engine import Engine
 from neuron.worker.host_cache import HostCache, space_of
 from neuron.worker.load import LoadedModel, load
 from neuron.worker.stream import Stream
+from neuron.worker.tile import TILE, Tile
 from tests.unit.worker.worker_process import TINY, chat
 from tools.make_gguf import PRESETS, make_gguf
 
@@ -71,12 +72,19 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Tokens:
 class Served:
     """One loaded model and its engine, driven by hand."""
 
-    def __init__(self, path: str, host: HostCache | None = None, **params: Any) -> None:
+    def __init__(
+        self,
+        path: str,
+        host: HostCache | None = None,
+        tile: Tile | None = None,
+        **params: Any,
+    ) -> None:
         llama.start()
         settings: dict[str, Any] = {"parallel": 4, "context": 1024, "max_step_ms": 0} | params
         wanted = EngineParams(**settings)
         loaded = load(path, wanted, device="cpu", on_progress=lambda _: True)
         assert isinstance(loaded, LoadedModel)
+        loaded.tile = tile  # models this small have none by themselves
         self.steps: list[Step] = []
         self.host = HostCache(HOST_BYTES) if host is None else host
         self.engine = Engine(
@@ -197,6 +205,20 @@ def test_a_conversation_that_goes_on(serve: Serve, kind: str, taken: Tokens, gon
     assert started.cached == len(talk) + ANSWER - 1
     assert started.source == "cache"
     assert taken[2] == gone_on(talk, longer)
+
+
+@pytest.mark.parametrize("kind", TRIMMABLE)
+@pytest.mark.parametrize("kv", ["partitioned", "unified"])
+def test_a_prefix_of_which_a_part_is_computed_again_to_fill_a_tile(
+    serve: Serve, kind: str, taken: Tokens, cold: Cold, kv: str
+) -> None:
+    served = serve(kind, parallel=1, kv=kv, tile=Tile(0.0))
+    talk = [*turns(served.vocabulary, prompt(1, 200)), 301, 302]
+    served.ask(1, talk)
+    longer = [*talk, *taken[1][:-1], *prompt(2, 30)]
+    started = served.ask(2, longer)
+    assert (started.cached, started.source) == (len(longer) - TILE, "cache")
+    assert taken[2] == cold(longer)
 
 
 def test_a_prefix_that_is_being_prefilled(

@@ -19,6 +19,7 @@ from neuron.worker.kv import KV, RECOMPUTED, SMALL, Int32s, Placement, Wait
 from neuron.worker.memory import Memory
 from neuron.worker.pool import Pool
 from neuron.worker.slots import Slots
+from neuron.worker.tile import TILE, Tile
 from tests.unit.worker.simulated_context import SimulatedContext
 
 
@@ -38,13 +39,14 @@ class Cache:
         sequences: int = 8,
         can_trim: bool = True,
         host: HostCache | None = None,
+        tile: Tile | None = None,
     ) -> None:
         self.context = SimulatedContext(pool=pool, can_trim=can_trim)
         self.kv: KV
         if pool:
-            self.kv = Pool(parallel, context, cells=pool, sequences=sequences, host=host)
+            self.kv = Pool(parallel, context, cells=pool, sequences=sequences, host=host, tile=tile)
         else:
-            self.kv = Slots(parallel, context, can_trim=can_trim, host=host)
+            self.kv = Slots(parallel, context, can_trim=can_trim, host=host, tile=tile)
         self.memory = Memory(self.context, self.kv)  # pyright: ignore[reportArgumentType]
 
     def acquire(self, prompt: list[int], **options: Any) -> Placement | Wait | None:
@@ -244,6 +246,42 @@ def test_a_short_prefix_on_its_way_is_not_waited_for() -> None:
     cache = Cache(2, 64)
     cache.acquire([*range(20)])
     assert place(cache.acquire([*range(20)])) == (1, 0)
+
+
+# tiles
+
+ALL_ATTENTION = Tile(0.0)
+
+
+@pytest.mark.parametrize("pool", [0, 4096])
+def test_cached_tokens_are_computed_again_to_fill_a_tile(pool: int) -> None:
+    cache = Cache(2, 2048, pool=pool, tile=ALL_ATTENTION)
+    cache.serve(*LONG)
+    more = [*LONG, *range(40)]
+    placement = cache.acquire(more)
+    assert isinstance(placement, Placement)
+    assert (placement.cached, placement.source) == (len(more) - TILE, "cache")
+    assert cache.held(placement.sequence) == more[: placement.cached]
+
+
+def test_a_prefix_of_one_that_runs_is_shared_but_for_a_tile() -> None:
+    cache = Cache(2, 2048, tile=ALL_ATTENTION)
+    cache.start(*LONG, 1)
+    more = [*LONG, *range(40)]
+    placement = cache.acquire(more)
+    assert isinstance(placement, Placement)
+    assert (placement.cached, placement.source) == (len(more) - TILE, "live")
+
+
+def test_what_comes_back_from_the_host_is_cut_to_fill_a_tile() -> None:
+    cache = Cache(1, 2048, host=HostCache(10**6), tile=ALL_ATTENTION)
+    cache.serve(*LONG)
+    cache.serve(*range(5000, 5600))
+    more = [*LONG, *range(40)]
+    placement = cache.acquire(more)
+    assert isinstance(placement, Placement)
+    assert (placement.cached, placement.source) == (len(more) - TILE, "host")
+    assert cache.held(placement.sequence) == more[: placement.cached]
 
 
 # host memory

@@ -150,3 +150,21 @@ def test_weights_are_locked_where_they_may_be() -> None:
 def locked_bytes() -> int:
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line for line in status.splitlines() if "VmLck" in line).split()[1])
+
+
+@pytest.mark.parametrize(
+    ("params", "has_tiles"),
+    [
+        ({"flash_attention": True, "parallel": 2}, True),
+        ({"flash_attention": True, "parallel": 1, "kv": "unified"}, True),
+        ({"flash_attention": True, "parallel": 2, "kv": "unified"}, False),
+        ({"flash_attention": True, "parallel": 2, "kv_type": "q8_0"}, False),
+        ({"flash_attention": False, "parallel": 2}, False),
+    ],
+)
+def test_tiles_are_filled_where_the_attention_has_them_and_one_prompt_alone_must(
+    params: dict[str, Any], has_tiles: bool
+) -> None:
+    loaded = open_tiny(context=256, **params)
+    assert (loaded.tile is not None) == has_tiles
+    loaded.free()

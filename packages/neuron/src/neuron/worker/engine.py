@@ -474,6 +474,7 @@ class Engine:
                 sequences=llama.MAX_SEQUENCES,
                 host=self._host,
                 space=self._space,
+                tile=self._loaded.tile,
             )
         else:
             self._kv = Slots(
@@ -482,6 +483,7 @@ class Engine:
                 can_trim=self._loaded.model.can_trim,
                 host=self._host,
                 space=self._space,
+                tile=self._loaded.tile,
             )
         self._memory = Memory(context, self._kv)
         self._scheduler: Scheduler[Stream] = Scheduler(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from cortex_core.wire.ipc import CacheSource
 from neuron.worker.host_cache import HostCache, Parked
 from neuron.worker.prefix_tree import PrefixTree
+from neuron.worker.tile import Tile
 
 __all__ = [
     "KV",
@@ -135,7 +136,8 @@ class Wait:
 class KV(ABC):
     """Sequences of at most `context` tokens, `parallel` of them in use. `can_trim`: the memory can
     drop a sequence's tail; where it cannot, a sequence is of use only to a prompt that continues
-    all of it. Parked ones are in `host` under `space`, the name of the model file."""
+    all of it. Parked ones are in `host` under `space`, the name of the model file. `tile`: where a
+    pass of some size pays, and cached tokens are computed again to fill it."""
 
     def __init__(
         self,
@@ -146,11 +148,13 @@ class KV(ABC):
         can_trim: bool,
         host: HostCache | None,
         space: str,
+        tile: Tile | None = None,
     ) -> None:
         self.parallel = parallel
         self.context = context
         self.can_trim = can_trim
         self.space = space
+        self._tile = tile
         self.host = HostCache(0) if host is None else host
         self._tokens: Int32s = np.zeros((sequences, context), np.int32)  # pages come as used
         self.lengths: Int32s = np.zeros(sequences, np.int32)
@@ -239,6 +243,10 @@ class KV(ABC):
         coming = self._coming(shared, limit, rank)
         if coming is not None and coming.length >= max(best, in_host) + self._copy_worth:
             return coming
+        reused = max(best, in_host)
+        if self._tile and (start := self._tile.start(len(prompt), reused)) < reused:
+            limit, in_host = start, min(in_host, start)
+            best, source = self._longest(shared, limit)
         entry = parked[1] if parked and in_host >= best + WORTH else None
         if entry is not None:
             source, best = -1, in_host

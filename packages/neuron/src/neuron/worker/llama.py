@@ -286,6 +286,9 @@ class Model:
             lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle)
         )
         self.window = int(lib.llama_model_n_swa(handle))
+        self.layers = int(lib.llama_model_n_layer(handle))
+        self.heads = int(lib.llama_model_n_head(handle))  # of the first layer's queries
+        self.width = int(lib.llama_model_n_embd(handle))
 
     def metadata(self) -> dict[str, str]:
         """Every scalar key of the GGUF and its value as text."""

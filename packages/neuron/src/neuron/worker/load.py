@@ -33,6 +33,7 @@ from neuron.worker.detokenize import Pieces
 from neuron.worker.gauge import Gauge
 from neuron.worker.pooled import PooledContext
 from neuron.worker.reasoning import Marks
+from neuron.worker.tile import Tile
 
 __all__ = ["LoadedModel", "LoadedPooler", "load", "resident_bytes"]
 
@@ -53,7 +54,7 @@ _NO_MEMORY = re.compile(
 class LoadedModel:
     """`open_context` makes another context like the one that was measured. `params` are those of
     the Load; what was made of context, parallel, cells and kv is in `info`. `widest_bridge`: see
-    `Slots.bridges`."""
+    `Slots.bridges`; `tile`: see `KV`."""
 
     model: llama.Model
     context: llama.Context
@@ -63,6 +64,7 @@ class LoadedModel:
     marks: Marks | None
     open_context: Callable[[], llama.Context]
     widest_bridge: int
+    tile: Tile | None
 
     def free(self) -> None:
         self.context.free()
@@ -161,6 +163,14 @@ def load(
         # batch (for Q8_0 weights), and on small models they are faster besides.
         flash_attention = flash_attention_of(params, default=False if is_small else None)
 
+        # One pool's rows fill a tile together, except where there is only one to fill it.
+        has_tiles = (
+            is_cpu
+            and flash_attention is not False
+            and params.kv_type == "f16"
+            and (plan.layout == "partitioned" or parallel == 1)
+        )
+
         def open_context() -> llama.Context:
             return llama.Context(
                 model,
@@ -200,6 +210,7 @@ def load(
         marks,
         open_context,
         _widest_bridge(is_cpu, is_small),
+        _tile(model, text) if has_tiles else None,
     )
 
 
@@ -273,6 +284,18 @@ def _widest_bridge(is_cpu: bool, is_small: bool) -> int:
     if is_small:
         return 0
     return 1 if is_cpu else llama.MAX_SEQUENCES
+
+
+def _tile(model: llama.Model, metadata: dict[str, str]) -> Tile | None:
+    """None where it is not known to pay: a sliding window bounds what a query attends over."""
+    if not model.can_trim or model.window or not model.heads:
+        return None
+    architecture = metadata.get("general.architecture", "")
+    stated = metadata.get(f"{architecture}.attention.key_length", "")
+    head_width = int(stated) if stated.isdecimal() else model.width // model.heads
+    # The vocabulary's rows are looked up, and multiplied with the last token alone.
+    weights = max(model.parameters - model.vocabulary.size * model.width, 0)
+    return Tile.of(weights, model.layers * model.heads * max(head_width, 1))
 
 
 def _check_file(path: str) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from neuron.worker.cells import Cells
 from neuron.worker.host_cache import HostCache, Parked
 from neuron.worker.kv import KV, WORTH, Copy, Int32s, Op, Placement, Trim, Want
+from neuron.worker.tile import Tile
 
 __all__ = ["Pool"]
 
@@ -26,9 +27,16 @@ class Pool(KV):
         sequences: int,
         host: HostCache | None = None,
         space: str = "",
+        tile: Tile | None = None,
     ) -> None:
         super().__init__(
-            parallel, context, sequences=sequences, can_trim=True, host=host, space=space
+            parallel,
+            context,
+            sequences=sequences,
+            can_trim=True,
+            host=host,
+            space=space,
+            tile=tile,
         )
         self._pool = Cells(cells)
         self._reserved: dict[int, int] = {}

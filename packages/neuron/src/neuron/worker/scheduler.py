@@ -15,12 +15,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
-__all__ = ["Batch", "Chunk", "Scheduler", "Sequence"]
+from neuron.worker.tile import TILE
 
-_TILE = 64
-"""Prompt tokens between two rows, however slow a step is. llama.cpp's CPU attention has tiles of 64
-queries, and a path for fewer that took longer for 32 than the tiles for 64 (1.05 s against 0.72 s
-behind 3,072 tokens); and every chunk walks over all weights."""
+__all__ = ["Batch", "Chunk", "Scheduler", "Sequence"]
 
 _MEMORY = 0.7
 """Weight of what is known of the prefill's speed against the newest chunk."""
@@ -159,15 +156,16 @@ class Scheduler(Generic[S]):
 
     @property
     def budget(self) -> int:
-        """Prompt tokens to compute before the running sequences are due."""
+        """Prompt tokens to compute before the running sequences are due; a tile at least, however
+        slow a step is: fewer take longer, and every chunk walks over all weights."""
         if not self.decoding or not self._max_step_ms:
             return self.batch
         fits = int(self._max_step_ms / self._token_ms) if self._token_ms else 0
-        return min(max(fits, _TILE), self.batch)
+        return min(max(fits, TILE), self.batch)
 
     def measured(self, tokens: int, seconds: float) -> None:
         """A chunk of a prompt took so long."""
-        if tokens < _TILE:
+        if tokens < TILE:
             return  # mostly the cost of a pass, whatever its size
         token_ms = 1000 * seconds / tokens
         known = self._token_ms or token_ms
@@ -179,7 +177,7 @@ class Scheduler(Generic[S]):
             self._left = 0
             return Batch(decode=self.decoding) if self.decoding else None
         budget = self.budget
-        is_spent = self._left < (_TILE if budget >= _TILE else 2)
+        is_spent = self._left < (TILE if budget >= TILE else 2)
         if is_spent and self.decoding:
             self._left = budget
             return Batch(decode=self.decoding)
@@ -208,7 +206,7 @@ class Scheduler(Generic[S]):
         chunks: list[Chunk[S]] = []
         left = min(self._left, self.batch)
         for sequence in self.prefilling:
-            if chunks and left < min(_TILE, sequence.prompt_size - sequence.computed):
+            if chunks and left < min(TILE, sequence.prompt_size - sequence.computed):
                 break
             size = self._chunk_size(sequence, left)
             chunks.append(Chunk(sequence, sequence.computed, sequence.computed + size))
@@ -226,12 +224,12 @@ class Scheduler(Generic[S]):
         stops = [stop for stop in sequence.stops if stop > sequence.computed]
         if stops:
             return min(stops[0] - sequence.computed, remaining, left)
-        if remaining > left >= _TILE:
-            size = left - (left - remaining) % _TILE
-            if size < _TILE or size + _TILE <= left + left // 8:
-                size += _TILE  # a little over the budget, sooner than far below it
+        if remaining > left >= TILE:
+            size = left - (left - remaining) % TILE
+            if size < TILE or size + TILE <= left + left // 8:
+                size += TILE  # a little over the budget, sooner than far below it
             if size % self.pass_size == 1 or size > self.batch:
-                size -= _TILE
+                size -= TILE
             if size >= 2:
                 return size
         most = min(remaining, left)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from neuron.worker.host_cache import HostCache, Parked
 from neuron.worker.kv import KV, SMALL, WORTH, Copy, Op, Placement, Want
+from neuron.worker.tile import Tile
 
 __all__ = ["Slots"]
 
@@ -23,9 +24,16 @@ class Slots(KV):
         can_trim: bool = True,
         host: HostCache | None = None,
         space: str = "",
+        tile: Tile | None = None,
     ) -> None:
         super().__init__(
-            parallel, context, sequences=parallel, can_trim=can_trim, host=host, space=space
+            parallel,
+            context,
+            sequences=parallel,
+            can_trim=can_trim,
+            host=host,
+            space=space,
+            tile=tile,
         )
 
     @property
