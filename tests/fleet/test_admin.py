@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from cortex_core.errors import Fault
 from tests.fleet.conftest import Rig, eventually, running_rig
-from tests.fleet.scripted_neuron import ScriptedNeuron, chunks_of
+from tests.fleet.scripted_neuron import Call, ScriptedNeuron, chunks_of, completion
 from tests.fleet.shelf import ROOM_BYTES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -300,3 +301,27 @@ async def test_what_an_operator_said_outlives_the_gateway(tmp_path: Path) -> Non
             assert view["pinned"] == ["m"]
             assert [node["drained"] for node in view["nodes"]] == [True, False]
             assert (await rig.chat("m")).headers["x-cortex-node"] == "b"
+
+
+async def test_a_gateway_that_is_stopping_takes_no_orders(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await release.wait()
+        await call.answer(completion("late"))
+
+    async with ScriptedNeuron("a", "m") as a, running_rig(tmp_path, [a]) as rig:
+        a.script = script
+        chat = asyncio.create_task(rig.chat("m"))
+        await rig.until_in_flight("a", 1)
+        rig.daemon.signal(signal.SIGTERM)
+
+        async def is_stopping() -> bool:
+            return (await rig.ask("GET", "/health")).status == 503
+
+        await eventually(is_stopping)
+        for path in ("models/load", "models/unload", "models/pin", "nodes/a/drain", "reload"):
+            reply = await rig.ask("POST", f"/admin/{path}", {"model": "m"})
+            assert (reply.status, error_of(reply.body)["code"]) == (503, "shutting_down")
+        release.set()
+        assert (await chat).status == 200
