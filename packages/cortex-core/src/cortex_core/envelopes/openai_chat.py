@@ -25,9 +25,11 @@ __all__ = [
     "FunctionCall",
     "FunctionCallDelta",
     "Message",
+    "MessageShape",
     "ToolCall",
     "ToolCallDelta",
     "ToolChoice",
+    "ToolDefinition",
     "UsageReport",
     "check_messages",
     "decode_chat_request",
@@ -87,7 +89,7 @@ class _CalledTool(msgspec.Struct, frozen=True):
     id: str | None = None
 
 
-class _MessageShape(msgspec.Struct, frozen=True):
+class MessageShape(msgspec.Struct, frozen=True):
     """What every message must satisfy; extras are kept for the template, so messages stay dicts."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -177,7 +179,7 @@ def check_messages(messages: list[dict[str, Any]], tools: list[dict[str, Any]] |
     `messages[2].content[0]`."""
     if not messages:
         raise InvalidRequest("messages: must hold at least one message", param="messages")
-    _check_shape(messages, list[_MessageShape], "messages")
+    _check_shape(messages, list[MessageShape], "messages")
     for index, message in enumerate(messages):
         _check_parts(message, f"messages[{index}].content")
     if tools is not None:
