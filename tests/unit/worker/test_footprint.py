@@ -120,3 +120,11 @@ def rows_of(path: str, context: int) -> int:
 
 def test_weights_that_are_read_and_not_mapped_are_the_same(models: dict[str, str]) -> None:
     check(*both(models["qwen-q4"], context=512, parallel=1, mmap=False))
+
+
+def test_what_takes_the_place_of_another_model_is_measured_in_full(models: dict[str, str]) -> None:
+    """The process already holds what the former one has left."""
+    for _ in range(3):
+        _, measured = both(models["qwen"], context=1024, parallel=4)
+        buffers = measured.weights_bytes + measured.kv_bytes + measured.compute_bytes
+        assert measured.memory_bytes >= buffers

@@ -23,8 +23,8 @@ _HELD = re.compile(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
 
 class Measured(msgspec.Struct, frozen=True):
     """Bytes. `compute_bytes` includes the output buffer. `memory_bytes` on a CPU: memory of its
-    own that the process has touched, and the mapped weights it computes with; on a GPU: what has
-    become of its free memory."""
+    own that the process has touched, and the mapped weights it computes with, or llama.cpp's
+    buffers if these are more; on a GPU: what has become of its free memory."""
 
     memory_bytes: int
     weights_bytes: int
@@ -57,13 +57,15 @@ class Gauge:
     def read(self) -> Measured:
         """The one context is there, and has been used once."""
         of_context = llama.take_buffers()
-        grown = max(self._held() - self._before, 0)
-        return Measured(
-            memory_bytes=grown + (self._mapped_bytes if self._is_cpu else 0),
-            weights_bytes=self._weights_bytes,
-            kv_bytes=sum(b.size_bytes for b in of_context if b.kind in _KV),
-            compute_bytes=sum(b.size_bytes for b in of_context if b.kind in ("compute", "output")),
-        )
+        kv_bytes = sum(b.size_bytes for b in of_context if b.kind in _KV)
+        compute_bytes = sum(b.size_bytes for b in of_context if b.kind in ("compute", "output"))
+        memory_bytes = max(self._held() - self._before, 0)
+        if self._is_cpu:
+            # What an earlier model has left is still the process's, and does not grow when it is
+            # taken again; and a buffer that no batch has filled yet is going to be.
+            buffers = self._weights_bytes + kv_bytes + compute_bytes
+            memory_bytes = max(memory_bytes + self._mapped_bytes, buffers)
+        return Measured(memory_bytes, self._weights_bytes, kv_bytes, compute_bytes)
 
     def _held(self) -> int:
         if not self._is_cpu:
