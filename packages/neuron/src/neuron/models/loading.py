@@ -27,7 +27,8 @@ from cortex_core.wire import ipc
 from neuron import logs
 from neuron.detached import detached
 from neuron.models.fetching import Fetch
-from neuron.models.gguf import GgufHeader, read_header
+from neuron.models.gguf import GgufHeader
+from neuron.models.headers import Headers
 from neuron.models.hub import HubModel
 from neuron.models.inventory import Entry, Inventory
 from neuron.models.operations import OperationRecord, Operations
@@ -62,6 +63,7 @@ class Loading:
         self._operations = operations
         self._pulse = pulse
         self._changed = changed
+        self._headers = Headers()
         self._newest: dict[str, tuple[OperationRecord, Wanted]] = {}  # per model
         self._sampling: dict[str, SamplingDefaults] = {}  # per model, of its newest load
 
@@ -190,7 +192,7 @@ class Loading:
         def inspect() -> tuple[GgufHeader, HubModel | None]:
             found = self._resolver.resolve(model, source)
             if not isinstance(found, HubModel):
-                return read_header(found), None
+                return self._headers.of(found), None
             if is_to_load:
                 found.check_disk()
             return found.header(), found
@@ -315,7 +317,7 @@ class Loading:
     async def _fetch(self, entry: Entry, fetch: Fetch) -> None:
         path = await fetch.run()
         # What a hub said of the file was good enough to find a place for it; this is the file.
-        entry.header = await detached(lambda: read_header(path), f"read {path.name}")
+        entry.header = await detached(lambda: self._headers.of(path), f"read {path.name}")
         entry.spec = msgspec.structs.replace(entry.spec, path=str(path))
 
     def _place(
