@@ -310,6 +310,18 @@ async def test_async_whole_stream_and_tool_runner(stack: Stack):
 # models and errors
 
 
+def test_models_are_listed_and_found_as_the_vendors_are(client: anthropic.Anthropic):
+    (model,) = client.models.list(limit=1)
+    assert (model.id, model.type, model.lifecycle) == (TINY, "model", "active")
+    assert model.max_input_tokens == 8192
+    assert client.models.retrieve(TINY) == model
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        client.models.retrieve("no/such")
+    assert missing.value.error_code == "model_not_found"
+    with pytest.raises(anthropic.BadRequestError, match="limit"):
+        client.models.list(limit=0)
+
+
 def test_errors_arrive_as_the_sdks_own_classes(client: anthropic.Anthropic):
     with pytest.raises(anthropic.NotFoundError, match="no/such") as missing:
         client.messages.create(model="no/such", max_tokens=9, messages=CAPITAL)

@@ -1,4 +1,5 @@
-"""JSON answers and error answers of the Starlette routes."""
+"""JSON answers and error answers of the Starlette routes. An Anthropic client hears of an error in
+its own dialect."""
 
 from __future__ import annotations
 
@@ -9,10 +10,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cortex_core.errors import CortexError, InternalError, MethodNotAllowed, NotFound
+from cortex_core.errors import (
+    CortexError,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    render_anthropic,
+)
 from cortex_gateway.edge import error_body, error_head
 
-__all__ = ["EXCEPTION_HANDLERS", "answer", "refusal"]
+__all__ = ["EXCEPTION_HANDLERS", "answer", "speaks_anthropic"]
+
+
+def speaks_anthropic(request: Request) -> bool:
+    """On a route that both vendors have; that vendor's clients always send this header."""
+    return "anthropic-version" in request.headers
 
 
 def answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -21,15 +33,19 @@ def answer(value: object, status: int = 200, headers: dict[str, str] | None = No
     )
 
 
-def refusal(error: CortexError, headers: dict[str, str] | None = None) -> Response:
-    response = Response(error_body(error), error.status, headers=headers)
+def _refusal(
+    request: Request, error: CortexError, headers: dict[str, str] | None = None
+) -> Response:
+    is_anthropic = speaks_anthropic(request)
+    body = msgspec.json.encode(render_anthropic(error)) if is_anthropic else error_body(error)
+    response = Response(body, error.status, headers=headers)
     response.raw_headers.extend(error_head(error))
     return response
 
 
 async def _on_cortex_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CortexError)
-    return refusal(error)
+    return _refusal(request, error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -39,12 +55,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         why = f"{method} is not allowed on {path}; allowed: {allowed}"
-        return refusal(MethodNotAllowed(why), {"Allow": allowed})
-    return refusal(NotFound(f"no such route: {method} {path}"))
+        return _refusal(request, MethodNotAllowed(why), {"Allow": allowed})
+    return _refusal(request, NotFound(f"no such route: {method} {path}"))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    return refusal(InternalError("the gateway failed; its log says how"))
+    return _refusal(request, InternalError("the gateway failed; its log says how"))
 
 
 EXCEPTION_HANDLERS: dict[Any, Any] = {

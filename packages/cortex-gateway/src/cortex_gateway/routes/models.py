@@ -1,4 +1,5 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`: what the fleet serves or could serve, and where."""
+"""`GET /v1/models` and `GET /v1/models/{id}`: what the fleet serves or could serve, and where; for
+Anthropic's clients in their vendor's shape."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cortex_core.config.models import CostSection
+from cortex_core.envelopes.anthropic_models import model_info, page_of
 from cortex_core.envelopes.models import ListedLimit, ListedModel, ModelList, ModelLocation
 from cortex_core.errors import ModelNotFound
 from cortex_core.fleet.topology import Location
-from cortex_gateway.routes.answers import answer
+from cortex_gateway.routes.answers import answer, speaks_anthropic
 
 if TYPE_CHECKING:
     from cortex_gateway.fleet import Fleet
@@ -34,7 +36,19 @@ async def list_models(request: Request) -> Response:
     for alias, model in fleet.conductor.catalogue.aliases.items():
         if model in listed:
             listed[alias] = msgspec.structs.replace(listed[model], id=alias, alias_of=model)
-    return answer(ModelList([listed[name] for name in sorted(listed)]))
+    models = [listed[name] for name in sorted(listed)]
+    if not speaks_anthropic(request):
+        return answer(ModelList(models))
+    query = request.query_params
+    return answer(
+        page_of(
+            models,
+            limit=query.get("limit"),
+            after_id=query.get("after_id"),
+            before_id=query.get("before_id"),
+            lifecycle=query.getlist("lifecycle") + query.getlist("lifecycle[]"),
+        )
+    )
 
 
 async def get_model(request: Request) -> Response:
@@ -48,7 +62,7 @@ async def get_model(request: Request) -> Response:
     found = _listed(fleet, model, fleet.topology.models().get(model, []))
     if name != model:
         found = msgspec.structs.replace(found, id=name, alias_of=model)
-    return answer(found)
+    return answer(model_info(found) if speaks_anthropic(request) else found)
 
 
 def _listed(fleet: Fleet, model: str, locations: list[Location]) -> ListedModel:
