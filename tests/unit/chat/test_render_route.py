@@ -104,7 +104,7 @@ async def test_what_the_template_never_looks_at_is_listed():
         (ask() | {"model": "other"}, None),
         (ask(temperature=-1), None),
         (ask(tools=TOOLS), info("{{ tools }}{{ raise_exception('no') }}")),
-        (ask(tools=TOOLS, tool_choice="required"), info("<function=f><parameter=p>{{ tools }}")),
+        (ask(tools=TOOLS, tool_choice="required"), info("{{ tools }}")),
         (ask(), info(kind="embed")),
         (ask(continue_final_message=True), None),
     ],
