@@ -32,7 +32,8 @@ ROOM_BYTES = 10_000
 
 
 class Shelf:
-    """`sizes`: bytes of each model that could be loaded. `gate`: loads finish while it is set.
+    """`sizes`: bytes of each model that could be loaded. `gate`: loads and unloads finish
+    while it is set.
     `faults`: model → what its loads fail with; `unreadable`: model → why it is not even tried.
     `said`: every order that was taken or refused, as (verb, model)."""
 
@@ -166,6 +167,8 @@ class Shelf:
                     del self.operations[operation.id]
         if model not in {state.id for state in neuron.state.models}:
             raise ModelNotFound(f"{neuron.name} does not hold {model!r}", param="model")
+        if not self.gate.is_set() and not order.get("force"):
+            return self._operation("unload", model, "running")
         await self._hold([state for state in neuron.state.models if state.id != model])
         return self._operation("unload", model, "done")
 

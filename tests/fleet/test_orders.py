@@ -261,3 +261,23 @@ async def test_a_node_without_a_device_that_works_says_so() -> None:
             "node_unavailable",
             "the node a has no device that works",
         )
+
+
+async def test_an_unload_that_hangs_though_nobody_uses_the_model_is_given_up() -> None:
+    async with a_desk(stall_s=0.1) as desk:
+        desk.a.shelf.gate.clear()
+        assert (await desk.fault_of(Unload(1, "old", "a", 0))).code == "stalled"
+
+
+async def test_an_unload_that_waits_for_requests_takes_its_time() -> None:
+    async with a_desk(stall_s=0.0) as desk:
+        desk.a.shelf.gate.clear()
+        end = asyncio.create_task(desk.end_of(Unload(1, "old", "a", 0, if_idle=False)))
+
+        async def is_looked_at() -> bool:
+            desk.orders.heard("a")
+            return len(desk.a.orders) > 3
+
+        await eventually(is_looked_at)
+        assert not end.done()
+        end.cancel()

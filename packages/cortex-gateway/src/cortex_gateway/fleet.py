@@ -163,7 +163,8 @@ class Fleet:
         """Return once every node has reported or failed, or FIRST_CONTACT_S after the first wait
         for it began."""
         try:
-            await asyncio.wait_for(self._contacted.wait(), FIRST_CONTACT_S)
+            async with asyncio.timeout(FIRST_CONTACT_S):
+                await self._contacted.wait()
         except TimeoutError:
             self._contacted.set()
 

@@ -174,14 +174,16 @@ class Orders:
                     "if_idle": order.if_idle,
                 }
                 operation = await self._begin(node, order.node, "/models/unload", body)
-                await self._ended(node, order.node, operation)
+                # One that waits for requests takes as long as they do.
+                stall_s = self.stall_s if order.if_idle else None
+                await self._ended(node, order.node, operation, stall_s)
             case ReadState():
                 state = await self._ask(node, order.node, "GET", "/discovery", None, NodeState)
                 self._told(order, NodeObserved(order.node, state))
             case Restart():
                 path = f"/devices/{quote(order.device, safe='')}/restart"
                 operation = await self._begin(node, order.node, path, {})
-                await self._ended(node, order.node, operation)
+                await self._ended(node, order.node, operation, self.stall_s)
         return _end(order)
 
     async def _estimate(self, node: _Node, order: Estimate) -> EstimateCame:
@@ -228,7 +230,7 @@ class Orders:
         return await self._ask(node, name, "POST", path, body, Operation)
 
     async def _ended(
-        self, node: _Node, name: str, operation: Operation, stall_s: float | None = None
+        self, node: _Node, name: str, operation: Operation, stall_s: float | None
     ) -> ModelState | None:
         """Follow an operation to its end; what came of it. Raises its fault, or Stalled."""
         path = "/operations/" + quote(operation.id, safe="")
@@ -253,8 +255,10 @@ class Orders:
                     f"{operation.progress:.0%} for {stall_s:g} s"
                 )
             if operation.phase == "running":
+                # Not `wait_for`, which may miss that it is cancelled when the news come meanwhile.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), LOOK_S)
+                    async with asyncio.timeout(LOOK_S):
+                        await news.wait()
         if operation.phase == "failed":
             cause = f"the {operation.kind} on {name} failed, without a cause"
             raise CortexError.from_fault(operation.fault or UpstreamFailed(cause).fault)
