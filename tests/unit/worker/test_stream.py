@@ -111,6 +111,26 @@ def test_a_character_that_a_block_ends_in_the_middle_of_is_not_lost(
     ]
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "prompt", "closing"),
+    [(CHANNELS, ASKED + THOUGHT, "<|end|>"), (PAIRS, "hm<think>", "</think>")],
+)
+@pytest.mark.parametrize("limit", [3, 4, 5])
+def test_a_thought_that_is_ended_inside_a_character_says_nothing_of_it(
+    vocabulary: Vocabulary, prompt: str, closing: str, limit: int
+) -> None:
+    """One that is whole is said."""
+    clef = [vocabulary.pieces.index(CLEF[at : at + 1]) for at in range(4)]
+    tokens = [*vocabulary.tokens("hm"), *clef][:limit]
+    stream = vocabulary.stream(prompt, max_thinking_tokens=limit)
+    came = told(stream, [*tokens, *vocabulary.tokens(closing)])
+    assert came == [
+        ("reasoning", "hm"),
+        *[("reasoning", "𝄞")] * (limit == 5),
+        ("marker", closing),
+    ]
+
+
 @pytest.mark.parametrize("vocabulary", [PAIRS, CHANNELS])
 def test_a_stop_string_is_looked_for_in_the_content_alone(vocabulary: Vocabulary) -> None:
     thought = "<think>hm\n</think>" if vocabulary is PAIRS else f"{THOUGHT}hm\n<|end|>{FINAL}"

@@ -69,6 +69,11 @@ class TextStream:
         self._held = ""
         return text
 
+    def drop_part(self) -> None:
+        """Forget the beginning of a character, if that is what was pushed last."""
+        self._decoder.reset()
+        self._is_mid_character = False
+
     def _release(self, text: str) -> str:
         if self.stopped_by is not None:
             return ""

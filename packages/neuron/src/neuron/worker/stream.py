@@ -123,8 +123,11 @@ class Stream(Sequence):
         return None
 
     def _take_tagged(self, token: int, reasoning: ReasoningState, deltas: list[Delta]) -> None:
+        is_demanded = bool(reasoning.expected)
         channel = reasoning.channel(token)
         if channel != self._channel:
+            if is_demanded and self._channel == "reasoning":  # not the model ended it there
+                self._thought.drop_part()
             self.flush(deltas)
             self._channel = channel
         if channel == "content":
