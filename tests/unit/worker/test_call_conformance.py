@@ -14,7 +14,7 @@ import pytest
 from jsonschema.validators import validator_for
 
 from cortex_core.envelopes.openai_chat import decode_chat_request
-from cortex_core.wire.ipc import Calls, Sampling
+from cortex_core.wire.ipc import Calls, Command, Generate, Reader, Sampling, encode
 from neuron.chat.call_grammar import constraint_for
 from neuron.chat.pieces import CallArguments, CallStarted, Text
 from neuron.chat.tool_calls import parser_for
@@ -215,6 +215,14 @@ def takes(model: Driven, constraint: Calls, text: str) -> bool:
     if not guide.is_complete:
         guide.restrict(logits, 0)
     return not np.isinf(logits[min(model.vocabulary.end_ids)])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_calls_have_to_be_reaches_the_worker_as_it_was_meant(name: str) -> None:
+    constraint = calls(FORMATS[name], TOOLS, tool_choice="required")
+    sent = Generate(1, "m", "hi", Sampling(), constraint=constraint)
+    (got,) = Reader(Command).feed(encode(sent))
+    assert got == sent
 
 
 @pytest.mark.parametrize("name", FORMATS)
