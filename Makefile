@@ -60,7 +60,11 @@ lock: | $(UV) ## Resolve dependencies anew and write an index-neutral uv.lock
 bench: setup ## Print the benchmark tables (needs a quiet machine; builds its peers once)
 	@SOAK_REQUESTS=2000 $(BIN)/pytest -q -s tests/e2e/test_soak.py
 	@$(BIN)/python -m tests.bench.engine
+	@$(BIN)/python -m tests.bench.chat
+	@$(BIN)/python -m tests.bench.constraints
 	@$(BIN)/python -m tests.bench.gateway
+	@$(BIN)/python -m tests.bench.gateway --only streams --targets cortex litellm \
+	  --paths /v1/chat/completions /v1/messages /v1/responses
 
 tiny: ## Train, export and evaluate cortex/tiny again (about an hour and a half on 2 cores)
 	$(PYTHON) -m venv build/tiny-venv
