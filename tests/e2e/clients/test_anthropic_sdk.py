@@ -102,6 +102,8 @@ def test_thinking_is_a_block_before_the_text(client: anthropic.Anthropic, thinki
     assert kinds_of(message) == ["thinking", "text"]
     assert message.content[0].thinking
     assert message.content[0].signature
+    usage = message.usage
+    assert 0 < usage.output_tokens_details.thinking_tokens < usage.output_tokens
 
 
 @pytest.mark.parametrize("fields", [{}, {"thinking": {"type": "disabled"}}])

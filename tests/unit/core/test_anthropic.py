@@ -437,6 +437,7 @@ def test_a_stream_adds_up_to_the_whole_answer(display: str) -> None:
     assert whole["usage"] == {
         "input_tokens": 4,
         "output_tokens": 5,
+        "output_tokens_details": {"thinking_tokens": 2},
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 7,
     }

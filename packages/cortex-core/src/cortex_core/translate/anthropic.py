@@ -206,12 +206,13 @@ def _cache(cached: int) -> dict[str, int]:
     return {"cache_creation_input_tokens": 0, "cache_read_input_tokens": cached}
 
 
-def _usage(usage: ChatUsage) -> dict[str, int]:
+def _usage(usage: ChatUsage) -> dict[str, Any]:
     """`input_tokens` are those that were computed; the vendor counts reused ones apart."""
     computed = usage.prompt_tokens - usage.cached
     return {
         "input_tokens": computed,
         "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning},
         **_cache(usage.cached),
     }
 
