@@ -340,6 +340,17 @@ def test_a_request_that_outlives_its_nodes_absence_is_not_counted_on_the_one_tha
     assert stage.conductor.in_flight("a") == 1
 
 
+def test_a_request_that_its_node_failed_may_go_to_the_one_that_came_back():
+    stage = Stage("a b")
+    stage.observe("a", model("m"))
+    stage.observe("b")
+    stage.ask("r1")
+    stage.fail("r1")
+    _configured(stage, stage.catalogue, "b")
+    _configured(stage, stage.catalogue, "a", "b")
+    assert stage.observe("a", model("m")) == [sent("r1", "a")]
+
+
 def test_a_load_on_a_node_that_is_no_longer_configured_is_begun_elsewhere():
     stage = Stage("a b")
     stage.observe("a")

@@ -106,8 +106,8 @@ class Gateway:
             await exits.enter_async_context(self.upstream)
             await exits.enter_async_context(self.fleet)
             await exits.enter_async_context(self.keeping)
-            exits.push_async_callback(self._watch, ())
-            await self._watch(self.upstream.neurons.values())
+            exits.push_async_callback(self._stop_watching)
+            self._watch(self.upstream.neurons.values())
             self._exits = exits.pop_all()
         return self
 
@@ -145,26 +145,32 @@ class Gateway:
             for name, neuron in self.upstream.neurons.items()
             if neurons.get(name, neuron) is not neuron
         ]
+        # In one go: in between, requests would be sent to nodes that are no longer there.
         self.upstream.neurons = neurons
-        await self._watch(neurons.values())
+        gone = self._watch(neurons.values())
         for name in replaced:
             self.fleet.lost(name, "it is configured otherwise now")
         self.fleet.configured(Catalogue.of(models), Policy.of(config), neurons)
+        await asyncio.gather(*gone, return_exceptions=True)
         return replaced
 
-    async def _watch(self, neurons: Collection[Neuron]) -> None:
-        """Follow these neurons, and no others."""
+    def _watch(self, neurons: Collection[Neuron]) -> list[asyncio.Task[None]]:
+        """Follow these neurons, and no others. Returns the others' watchers, which say nothing any
+        more and are to be awaited."""
         gone = [task for neuron, task in self._watchers.items() if neuron not in neurons]
         self._watchers = {n: task for n, task in self._watchers.items() if n in neurons}
         for task in gone:
             task.cancel()
-        await asyncio.gather(*gone, return_exceptions=True)
         for neuron in neurons:
             if neuron not in self._watchers:
                 task = asyncio.create_task(
                     Watcher(neuron, self.fleet).run(), name=f"watch {neuron.name}"
                 )
                 self._watchers[neuron] = task
+        return gone
+
+    async def _stop_watching(self) -> None:
+        await asyncio.gather(*self._watch(()), return_exceptions=True)
 
     def _order_ended(self, order: Order, end: OrderEnded) -> None:
         self.ledger.record_order(order, end)

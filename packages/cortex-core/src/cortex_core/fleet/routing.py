@@ -109,7 +109,8 @@ class Routing:
             return
         ticket.is_retried = ticket.is_retried or is_ill
         ticket.fault = ticket.fault or fault
-        ticket.spent += ((former.node, place.incarnation if place is not None else 0),)
+        if place is not None:
+            ticket.spent += ((place, place.incarnation),)
         ticket.decide_by = board.now + NEWS_S
         self._wait(ticket)
 
@@ -129,10 +130,11 @@ class Routing:
 
     def _decide(self, ticket: Ticket) -> None:
         """A replica has failed it, and still looks well: there is nothing to wait for."""
-        spent = dict(ticket.spent)
         places = self._board.places.get(ticket.model, {})
         if any(
-            place.is_ready and spent.get(node) == place.incarnation and self._board.is_usable(node)
+            place.is_ready
+            and (place, place.incarnation) in ticket.spent
+            and self._board.is_usable(node)
             for node, place in places.items()
         ):
             assert ticket.fault is not None
@@ -215,4 +217,4 @@ def _may_go(ticket: Ticket, place: Place) -> bool:
     anew since."""
     if ticket.node is not None and place.node != ticket.node:
         return False
-    return (place.node, place.incarnation) not in ticket.spent
+    return (place, place.incarnation) not in ticket.spent

@@ -20,7 +20,7 @@ __all__ = ["Ticket", "WaitingRoom"]
 class Ticket:
     """One request from coming to ending. It waits while `replica` is None.
 
-    `node`: the only one it may go to. `place`: where it was sent. `spent`: the (node, incarnation)
+    `node`: the only one it may go to. `place`: where it was sent. `spent`: the (place, incarnation)
     that have failed it or turned it away, and `fault` how the first of them did; `is_retried`: one
     has failed it. `decide_by`: when a request that was failed by the only replica gives up looking
     for another. `load_s`: how long it has waited for loads, the one it has been waiting for since
@@ -61,7 +61,7 @@ class Ticket:
         self.node: str | None = None
         self.options: dict[str, Any] | None = None
         self.is_operators = False
-        self.spent: tuple[tuple[str, int], ...] = ()
+        self.spent: tuple[tuple[Place, int], ...] = ()
         self.is_retried = False
         self.fault: Fault | None = None
         self.decide_by: float | None = None
