@@ -259,6 +259,10 @@ def test_what_has_no_effect_is_listed() -> None:
     }  # fmt: skip
 
 
+def test_no_servers_of_tools_are_none() -> None:
+    assert chat_of(mcp_servers=[]) == chat_of()
+
+
 def test_a_count_needs_no_limit_and_is_no_stream() -> None:
     body = {"model": "m", "messages": [user(text("x"))]}
     translation = translate_messages(json.dumps(body).encode(), is_count=True)

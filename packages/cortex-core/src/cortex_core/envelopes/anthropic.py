@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from cortex_core.envelopes.parameters import decode_request
-from cortex_core.errors import InvalidRequest, ThreadUnsupported
+from cortex_core.errors import InvalidRequest, ThreadUnsupported, UnsupportedParameter
 
 __all__ = [
     "IGNORED_PARAMETERS",
@@ -57,7 +57,8 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MessagesRequest(msgspec.Struct, frozen=True):
-    """The honoured parameters, and `thread`, which is read to be refused as its clients expect it.
+    """The honoured parameters, and two that are read to be refused: `thread` as its clients expect
+    it, and `mcp_servers`, which some clients always send, unless there are none.
     `max_tokens` is required of all but a count."""
 
     model: str
@@ -75,6 +76,7 @@ class MessagesRequest(msgspec.Struct, frozen=True):
     output_config: OutputConfig | None = None
     output_format: JsonFormat | None = None
     thread: dict[str, Any] | None = None
+    mcp_servers: list[Any] = []
 
     @property
     def is_thinking(self) -> bool:
@@ -107,6 +109,10 @@ def decode_messages_request(
     if request.thread is not None:
         raise ThreadUnsupported(
             "thread: no conversation is kept here; send it whole, without `thread`", param="thread"
+        )
+    if request.mcp_servers:
+        raise UnsupportedParameter(
+            "mcp_servers: servers of tools are not called from here", param="mcp_servers"
         )
     _check_thinking(request.thinking)
     if request.output_config and request.output_config.effort and not request.is_thinking:
