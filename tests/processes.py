@@ -20,7 +20,7 @@ from pathlib import Path
 
 __all__ = ["Daemon", "clean_environment", "spawn_neuron", "start_gateway", "start_neuron"]
 
-LISTENING = re.compile(r"^(?P<what>\w+)(?: \S+)? listening on (?P<url>http://\S+)$")
+LISTENING = re.compile(r"^(?P<what>\w+)(?: \S+)? listening on (?P<url>https?://\S+)$")
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 

@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ import uvloop
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config as HypercornConfig
 
-from cortex_core.config.gateway import GatewayConfig
+from cortex_core.config.gateway import GatewayConfig, GatewaySection
 from cortex_core.config.loader import ConfigError, parse_address
 from cortex_core.errors import CortexError
 from cortex_gateway.app import Gateway
@@ -28,6 +29,9 @@ BACKLOG = 1024
 
 LISTENERS = {"gateway": "listen", "metrics": "metrics_listen", "admin": "admin_listen"}
 """What is served → its key in [gateway]."""
+
+OVER_TLS = frozenset({"gateway", "admin"})
+"""What is served over TLS where there is a certificate. Metrics are for scrapers in the house."""
 
 # After the drain, for connections that neither finish nor close.
 CLOSE_S = 2.0
@@ -43,6 +47,7 @@ def serve(config: GatewayConfig, read: Callable[[], GatewayConfig] | None = None
     _configure_logging(config.gateway.log_level)
     listeners: dict[str, socket.socket] = {}
     try:
+        _check_certificate(config.gateway)
         for what, key in LISTENERS.items():
             address = getattr(config.gateway, key)
             if address is not None:
@@ -77,8 +82,10 @@ async def _serve(gateway: Gateway, listeners: dict[str, socket.socket]) -> None:
         # are what the gap between two tokens is made of.
         gc.collect()
         gc.freeze()
+        settings = gateway.config.gateway
+        secure = OVER_TLS if settings.tls_cert is not None else frozenset[str]()
         for what, listener in listeners.items():
-            print(f"{what} listening on {_url(listener)}", flush=True)
+            print(f"{what} listening on {_url(listener, what in secure)}", flush=True)
         closing = asyncio.Event()
         apps = {
             "gateway": gateway.app,
@@ -86,7 +93,11 @@ async def _serve(gateway: Gateway, listeners: dict[str, socket.socket]) -> None:
             "admin": gateway.admin_app,
         }
         servers = [
-            asyncio.create_task(_run_server(apps[what], listener, closing.wait))
+            asyncio.create_task(
+                _run_server(
+                    apps[what], listener, closing.wait, settings if what in secure else None
+                )
+            )
             for what, listener in listeners.items()
         ]
         reloading = asyncio.create_task(_reload_on(hang_up, gateway))
@@ -123,9 +134,14 @@ def _ignore_cancellations(loop: asyncio.AbstractEventLoop, context: dict[str, An
 
 
 async def _run_server(
-    app: Callable[..., Awaitable[None]], sock: socket.socket, until: Callable[[], Awaitable[Any]]
+    app: Callable[..., Awaitable[None]],
+    sock: socket.socket,
+    until: Callable[[], Awaitable[Any]],
+    tls: GatewaySection | None,
 ) -> None:
     config = HypercornConfig()
+    if tls is not None:
+        config.certfile, config.keyfile = tls.tls_cert, tls.tls_key
     config.bind = [f"fd://{socket.dup(sock.fileno())}"]
     config.backlog = BACKLOG
     config.accesslog = None  # every request has its own line already
@@ -139,6 +155,21 @@ async def _run_server(
     # Agents send long headers; what is beyond this is not one.
     config.h11_max_incomplete_size = 64 * 1024
     await hypercorn_serve(app, config, shutdown_trigger=until)  # type: ignore[arg-type]
+
+
+def _check_certificate(settings: GatewaySection) -> None:
+    """Raises ConfigError for a certificate or key that cannot be used, before anything listens."""
+    if settings.tls_cert is None:
+        return
+    try:
+        # An encrypted key would be asked for on a terminal; an empty passphrase fails instead.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            settings.tls_cert, settings.tls_key, password=""
+        )
+    except OSError as error:  # ssl.SSLError is one
+        why = error.strerror or str(error)
+        files = f"{settings.tls_cert} and {settings.tls_key}"
+        raise ConfigError("gateway.tls_cert", None, f"cannot use {files}: {why}") from None
 
 
 def _bind(key: str, address: str) -> socket.socket:
@@ -162,9 +193,10 @@ def _bind(key: str, address: str) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, is_tls: bool) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _Formatter(logging.Formatter):

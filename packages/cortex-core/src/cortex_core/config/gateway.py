@@ -39,10 +39,11 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait for one model at most, each for `max_wait_s` at most. What was learned is kept in
     `state_dir`; None = for as long as the gateway runs. A load without progress for `load_stall_s`
     is given up. `/admin` is served where clients connect unless it has an `admin_listen`, and asks
-    for the token in `admin_token_file` if there is one. Pages of `cors_origins` may read answers in
-    a browser; `*` = all pages. Responses (`/v1/responses`) are kept for `responses_ttl_s`, the
-    newest `responses_max_mb` of them. With `keep_attribution` the line that a coding agent puts
-    into its system prompt, another one for each request, stays there."""
+    for the token in `admin_token_file` if there is one. With `tls_cert` and `tls_key` (PEM) clients
+    and operators connect over TLS, and speak HTTP/2 if they like. Pages of `cors_origins` may read
+    answers in a browser; `*` = all pages. Responses (`/v1/responses`) are kept for
+    `responses_ttl_s`, the newest `responses_max_mb` of them. With `keep_attribution` the line that
+    a coding agent puts into its system prompt, another one for each request, stays there."""
 
     listen: str = "0.0.0.0:31313"
     metrics_listen: str = "0.0.0.0:31314"
@@ -58,6 +59,8 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_stall_s: Positive = 300.0
     admin_listen: str | None = None
     admin_token_file: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     cors_origins: list[str] = []
     responses_ttl_s: Positive = 86400.0
     responses_max_mb: Annotated[int, msgspec.Meta(ge=1)] = 256
@@ -124,7 +127,11 @@ def _check(config: GatewayConfig, source: str) -> None:
                 parse_address(address)
         except ValueError as error:
             raise ConfigError(source, f"gateway.{key}", str(error)) from None
-    _check_file(config.gateway.admin_token_file, source, "gateway.admin_token_file")
+    for key in ("admin_token_file", "tls_cert", "tls_key"):
+        _check_file(getattr(config.gateway, key), source, f"gateway.{key}")
+    for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(config.gateway, key) is None and getattr(config.gateway, other) is not None:
+            raise ConfigError(source, f"gateway.{key}", f"required together with {other}")
     seen: set[str] = set()
     for index, neuron in enumerate(config.neurons):
         if neuron.name in seen:
