@@ -1,0 +1,1 @@
+"""Several backends behind one address: who sends a conversation where its prompt is cached?"""

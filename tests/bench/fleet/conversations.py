@@ -1,0 +1,167 @@
+"""Twelve conversations of several turns over several nodes, all at once. Of the tokens that some
+node has computed for a conversation before, how many are computed again? And how long does it take
+until an answer begins?
+
+What the assistant says is scripted, so that everybody sees the same prompts, and counted as new;
+what is counted as known is the longest prefix that a prompt shares with an earlier one of its
+conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import aiohttp
+
+from tests.bench.engine import prompts
+from tests.bench.engine.prompts import Conversation, Tokenizer
+
+__all__ = ["Run", "Turn", "play", "script"]
+
+CONVERSATIONS = 12
+TURNS = 6
+SYSTEM_TOKENS = 300
+TURN_TOKENS = (80, 50)  # what the user says, what the assistant said
+ANSWER_TOKENS = 16
+PAUSE_S = 0.5  # at most, before a client's next turn
+
+
+@dataclass(frozen=True)
+class Turn:
+    conversation: Conversation
+    prompt_tokens: int
+    known_tokens: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """`first_s`: of each request, seconds to the first text; of all but the conversations' first
+    ones in `later_s`."""
+
+    prompt_tokens: int
+    known_tokens: int
+    recomputed_tokens: int
+    first_s: list[float]
+    later_s: list[float]
+    took_s: float
+
+    @property
+    def recomputed_percent(self) -> float:
+        return 100 * self.recomputed_tokens / self.known_tokens
+
+
+def script(tokenizer: Tokenizer, seed: str) -> list[list[Turn]]:
+    """The turns of each conversation."""
+    return [_conversation(tokenizer, f"{seed} {number}") for number in range(CONVERSATIONS)]
+
+
+def _conversation(tokenizer: Tokenizer, seed: str) -> list[Turn]:
+    system = prompts.prose(tokenizer, SYSTEM_TOKENS, seed)
+    chat: Conversation = [{"role": "system", "content": system}]
+    turns: list[Turn] = []
+    before: list[int] = []
+    for turn in range(TURNS):
+        heard, said = (
+            prompts.prose(tokenizer, tokens, f"{seed} {turn} {tokens}") for tokens in TURN_TOKENS
+        )
+        chat.append({"role": "user", "content": heard})
+        ids = tokenizer.ids(prompts.chatml(chat))
+        known = sum(1 for _ in takewhile(lambda p: p[0] == p[1], zip(before, ids, strict=False)))
+        turns.append(Turn(list(chat), len(ids), known))
+        chat.append({"role": "assistant", "content": said})
+        before = ids
+    return turns
+
+
+async def play(url: str, model: str, conversations: list[list[Turn]]) -> Run:
+    """Each conversation by a client of its own, who asks again a moment after the answer."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    timeout = aiohttp.ClientTimeout(total=None)
+    counts: list[tuple[Turn, int]] = []
+    first_s: list[float] = []
+    later_s: list[float] = []
+
+    async def client(session: aiohttp.ClientSession, number: int, turns: list[Turn]) -> None:
+        pauses = random.Random(number)
+        for index, turn in enumerate(turns):
+            await asyncio.sleep(pauses.uniform(0, PAUSE_S))
+            waited_s, prompt, cached = await _ask(session, url, model, turn.conversation)
+            if prompt != turn.prompt_tokens:
+                raise RuntimeError(
+                    f"a prompt of {turn.prompt_tokens} tokens was taken for {prompt}"
+                )
+            counts.append((turn, cached))
+            first_s.append(waited_s)
+            if index:
+                later_s.append(waited_s)
+
+    began = time.perf_counter()
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+        asyncio.TaskGroup() as clients,
+    ):
+        for number, turns in enumerate(conversations):
+            clients.create_task(client(session, number, turns))
+    return Run(
+        sum(turn.prompt_tokens for turn, _ in counts),
+        sum(turn.known_tokens for turn, _ in counts),
+        sum(max(0, turn.known_tokens - cached) for turn, cached in counts),
+        first_s,
+        later_s,
+        time.perf_counter() - began,
+    )
+
+
+async def _ask(
+    session: aiohttp.ClientSession, url: str, model: str, conversation: Conversation
+) -> tuple[float, int, int]:
+    """Seconds to the first text, tokens of the prompt, and those of them that were cached."""
+    body = {
+        "model": model,
+        "messages": conversation,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": ANSWER_TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        # llama-server would say otherwise for the client, and add to the prompt.
+        "chat_template_kwargs": {"enable_thinking": True},
+    }
+    began = time.perf_counter()
+    first_s: float | None = None
+    found: tuple[int, int] | None = None
+    async with session.post(url + "/v1/chat/completions", json=body) as answer:
+        if answer.status != 200:
+            raise RuntimeError(f"{url}: {answer.status} {await answer.text()}")
+        async for line in answer.content:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line.removeprefix(b"data: "))
+            if first_s is None and _has_text(event):
+                first_s = time.perf_counter() - began
+            found = _counts(event) or found
+    if found is None:
+        raise RuntimeError(f"{url}: a stream without its counts")
+    return first_s or time.perf_counter() - began, *found
+
+
+def _has_text(event: dict[str, Any]) -> bool:
+    deltas = [choice["delta"] for choice in event.get("choices") or ()]
+    return any(d.get("content") or d.get("reasoning_content") for d in deltas)
+
+
+def _counts(event: dict[str, Any]) -> tuple[int, int] | None:
+    """llama-server tells in `timings` what it took from its cache, a neuron in `usage`."""
+    if "timings" in event:
+        cached, computed = event["timings"]["cache_n"], event["timings"]["prompt_n"]
+        return cached + computed, cached
+    if usage := event.get("usage"):
+        details = usage.get("prompt_tokens_details") or {}
+        return usage["prompt_tokens"], details.get("cached_tokens", 0)
+    return None
