@@ -32,9 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def neuron(folder: Path) -> Iterator[Daemon]:
-    config = (
-        f'name = "box"\n[models]\noffline = true\nlocal = ["{folder}"]\n[engine]\nparallel = 2\nmax_waiting = 1\n'
-    )
+    config = f'name = "box"\n[models]\noffline = true\nlocal = ["{folder}"]\n'
+    config += "[engine]\nparallel = 2\nmax_waiting = 1\n"
     with start_neuron(config=config) as daemon:
         yield daemon
 

@@ -31,6 +31,7 @@ def resolver(folder: Path) -> Resolver:
 
 def test_the_embedded_model_is_a_file_of_this_package():
     path = Resolver().resolve(TINY)
+    assert isinstance(path, Path)
     assert path.name == "tiny.gguf"
     assert path.parent.name == "assets"
 
@@ -67,7 +68,7 @@ def test_a_symlink_is_no_way_out(resolver: Resolver, folder: Path, tmp_path: Pat
 
 def test_a_symlink_within_the_folder_is_followed(resolver: Resolver, folder: Path):
     (folder / "alias.gguf").symlink_to(folder / "qwen" / "small-Q4_K_M.gguf")
-    assert resolver.resolve("alias.gguf").name == "small-Q4_K_M.gguf"
+    assert resolver.resolve("alias.gguf") == folder / "qwen" / "small-Q4_K_M.gguf"
 
 
 def test_a_sibling_with_the_same_beginning_is_outside(resolver: Resolver, folder: Path):
@@ -139,4 +140,5 @@ def test_any_text_resolves_or_is_refused_with_a_typed_error(model: str):
         path = Resolver(["/proc/self/fd"]).resolve(model)
     except CortexError:
         return
-    assert model == TINY or path.is_relative_to(Path("/proc/self/fd").resolve())
+    if isinstance(path, Path) and model != TINY:
+        assert path.is_relative_to(Path("/proc/self/fd").resolve())
