@@ -28,7 +28,7 @@ from tests.fleet.real.rig import Node, RealRig, endpoints_of, real_rig, running_
 from tests.fleet.real.traffic import Job, Seen, Traffic, plan, summary
 from tests.fleet.real.witness import Witness
 
-REQUESTS = int(os.environ.get("CHAOS_REQUESTS", "300"))
+REQUESTS = int(os.environ.get("CHAOS_REQUESTS", "500"))
 SEED = int(os.environ.get("CHAOS_SEED", "5"))
 WIDTH = 16
 pytestmark = pytest.mark.timeout(300)  # all of it is the first test's fixture
