@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -131,6 +132,19 @@ async def test_one_choice_that_fails_ends_the_request_and_the_others():
     got = await asked.done()
     assert got.status == 502
     assert asked.registry.cancelled == [three.request]
+
+
+async def test_choices_that_fail_together_are_one_failure_and_no_complaint():
+    complaints: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    asked = Asked(ask(n=3))
+    for one in await asked.generates(3):
+        asked.registry.fail(one, Fault("invalid_request", "the prompt has no tokens"))
+    assert (await asked.done()).status == 400
+    del asked
+    gc.collect()  # which is when nobody will ask any more what a task came to
+    assert not complaints
 
 
 async def test_who_leaves_withdraws_every_choice():

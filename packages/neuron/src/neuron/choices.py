@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -72,8 +73,10 @@ class Choices:
             if index not in busy:
                 self._reads[asyncio.create_task(stream.read())] = index
         done, _ = await asyncio.wait(self._reads, return_when=asyncio.FIRST_COMPLETED)
-        came = sorted((self._reads.pop(task), task) for task in done)
-        return [(index, task.result()) for index, task in came]
+        came = [(self._reads[task], task.result()) for task in done]
+        for task in done:  # if one of them has failed, what the others came to is seen at the exit
+            del self._reads[task]
+        return sorted(came, key=itemgetter(0))
 
     def _note(self, index: int, events: Iterable[ipc.StepEvent]) -> None:
         for event in events:
