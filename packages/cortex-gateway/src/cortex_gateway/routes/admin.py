@@ -181,6 +181,7 @@ async def _drain(request: Request, *, is_draining: bool) -> Response:
 async def _pin(request: Request, *, is_pinned: bool) -> Response:
     gateway: Gateway = request.app.state.gateway
     asked = await _read(request, _Model)
+    await gateway.fleet.first_contact()
     model = gateway.fleet.known(asked.model)
     if model is None:
         raise _unknown(gateway, asked.model)
