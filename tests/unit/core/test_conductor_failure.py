@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cortex_core.errors import Fault
-from cortex_core.fleet.events import DrainWanted, Estimate, Load, NodeObserved, Refuse
+from cortex_core.fleet.events import DrainWanted, Estimate, Load, NodeObserved, Refuse, Send
 from tests.unit.core.fleet_playbook import ILL, Stage, model, sent
 
 FULL = Fault("rate_limit_exceeded", "the queue is full")
@@ -182,8 +182,30 @@ def test_a_failed_probe_doubles_the_pause():
     stage.ask("probe")
     stage.ask("r1")
     stage.fail("probe")
-    assert stage.later(1.9) == [Refuse("probe", ILL)]
-    assert stage.later(0.1) == [sent("r1", "a")]
+    (waited, told) = stage.later(1.0)
+    assert told == Refuse("probe", ILL)
+    assert isinstance(waited, Refuse)
+    assert waited.request == "r1"
+    assert waited.fault.code == "no_capacity"
+    assert waited.fault.retry_after_s == 1
+    assert "put aside for now" in waited.fault.message
+    (late,) = stage.ask("r2")
+    assert isinstance(late, Refuse)
+    stage.now += 1
+    assert stage.ask("r3") == [sent("r3", "a")]
+
+
+def test_who_waits_behind_a_failed_probe_waits_on_where_the_model_recovers():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    stage.ask("probe")
+    stage.ask("r1")
+    stage.fail("probe")
+    stage.observe("a", model("m", "recovering"))
+    assert stage.later(1.0) == []
+    out = stage.observe("a", model("m"))
+    assert [each.request for each in out if isinstance(each, Send)] == ["r1", "probe"]
 
 
 def test_a_node_that_says_it_is_well_closes_nothing():

@@ -9,11 +9,14 @@ Half-open lets one request through as a probe. A node that only says that it is 
 
 from __future__ import annotations
 
-__all__ = ["Breaker"]
+__all__ = ["NEWS_S", "Breaker"]
 
 FAILURES = 3
 PAUSE_FIRST_S = 1.0
 PAUSE_MOST_S = 30.0
+
+# News of why a request failed come within milliseconds of the failure; so long is waited for them.
+NEWS_S = 1.0
 
 
 class Breaker:
@@ -35,6 +38,13 @@ class Breaker:
     def until(self) -> float | None:
         """When a probe may go through; None when it is closed or the probe is on its way."""
         return self._until if self.probe is None else None
+
+    def is_chronic(self, now: float) -> bool:
+        """Whether a probe has failed, too, a moment ago at least (its node may still tell that it
+        is gone, or recovers), and no other may go yet."""
+        if self.until is None or self._pause_s == PAUSE_FIRST_S:
+            return False
+        return self.until - self._pause_s + NEWS_S <= now < self.until
 
     def wants_probe(self, now: float) -> bool:
         return self._until is not None and self.probe is None and now >= self._until

@@ -15,7 +15,7 @@ from cortex_core.errors import (
 from cortex_core.fleet.board import Board
 from cortex_core.fleet.placement import NoPlacement
 
-__all__ = ["load_failed", "no_such_node", "nowhere", "overdue", "too_many", "unknown"]
+__all__ = ["load_failed", "no_such_node", "nowhere", "overdue", "put_aside", "too_many", "unknown"]
 
 _MOST_NAMED = 20
 
@@ -64,6 +64,18 @@ def no_such_node(board: Board, node: str) -> CortexError:
 def load_failed(board: Board, model: str) -> CortexError:
     """It was tried, in vain."""
     return _failure(board, model) or NoCapacity(f"the model {model!r} could not be loaded")
+
+
+def put_aside(board: Board, model: str) -> CortexError:
+    """Every replica has failed several requests in a row, and then its probe."""
+    places = board.tripped.get(model, ())
+    until = [place.breaker.until for place in places if place.breaker.until is not None]
+    nodes = ", ".join(place.node for place in places)
+    return NoCapacity(
+        f"the model {model!r} is put aside for now, because it failed one request after another on "
+        f"{nodes}",
+        retry_after_s=_whole(min(until, default=board.now) - board.now),
+    )
 
 
 def too_many(board: Board, model: str) -> CortexError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from cortex_core.errors import Fault
 from cortex_core.fleet import refusals
 from cortex_core.fleet.board import Board
+from cortex_core.fleet.breaker import NEWS_S
 from cortex_core.fleet.events import (
     Interest,
     LoadWanted,
@@ -21,10 +22,6 @@ from cortex_core.fleet.lifecycle import Place
 from cortex_core.fleet.waiting import Ticket
 
 __all__ = ["Routing"]
-
-# A request that its only replica failed looks so long for news: a node that is found to be gone, a
-# worker that recovers. News of either come within milliseconds of the failure.
-NEWS_S = 1.0
 
 # Who waits is looked at this often, whatever else happens.
 LOOK_S = 1.0
@@ -125,8 +122,22 @@ class Routing:
                 self._send(ticket, place)
             elif board.now >= ticket.deadline:
                 board.refuse(ticket, ticket.fault or refusals.overdue(board, model))
+            elif self._is_hopeless(model):
+                board.refuse(ticket, ticket.fault or refusals.put_aside(board, model))
             elif ticket.decide_by is not None and board.now >= ticket.decide_by:
                 self._decide(ticket)
+
+    def _is_hopeless(self, model: str) -> bool:
+        """Whether it is ready only where not even a probe was answered, and on its way nowhere:
+        who waits would wait for the next pause to end, and the one after it."""
+        board = self._board
+        tripped = board.tripped.get(model, ())
+        return (
+            bool(tripped)
+            and model not in board.ready
+            and not board.is_coming(model)
+            and all(place.breaker.is_chronic(board.now) for place in tripped)
+        )
 
     def _decide(self, ticket: Ticket) -> None:
         """A replica has failed it, and still looks well: there is nothing to wait for."""
