@@ -195,6 +195,48 @@ async def test_a_neuron_that_falls_silent_is_lost_within_seconds(rig: Rig) -> No
     await rig.until_reachable("a")
 
 
+async def test_a_request_that_a_silent_node_never_began_to_answer_goes_to_another(
+    rig: Rig,
+) -> None:
+    """As behind a black hole: its connection stays open, and nothing comes."""
+
+    async def script(call: Call) -> None:
+        await call.gone()
+
+    rig.a.script = script
+    chat = asyncio.create_task(rig.chat(stream=True))
+    await rig.until_in_flight("a", 1)
+    rig.a.is_beating = False
+    reply = await chat
+    assert reply.status == 200
+    assert b"[DONE]" in reply.body
+    assert (len(rig.a.calls), len(rig.b.calls)) == (1, 1)
+    await rig.until_in_flight("a", 0)
+    rig.a.is_beating = True
+    await rig.until_reachable("a")
+
+
+async def test_a_request_waits_for_a_silent_node_where_no_other_has_its_model(
+    rig: Rig,
+) -> None:
+    release = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await release.wait()
+        await call.answer(completion("late"))
+
+    rig.a.script = script
+    await rig.b.show(models=[])
+    chat = asyncio.create_task(rig.chat())
+    await rig.until_in_flight("a", 1)
+    rig.a.is_beating = False
+    await rig.until_reachable("a", False)
+    release.set()
+    assert b"late" in (await chat).body
+    rig.a.is_beating = True
+    await rig.until_reachable("a")
+
+
 async def test_a_node_whose_packets_vanish_is_given_up_on_in_time(tmp_path: Path) -> None:
     """A full backlog answers a connection attempt as a black hole does: not at all."""
     with socket.socket() as hole, contextlib.ExitStack() as stack:

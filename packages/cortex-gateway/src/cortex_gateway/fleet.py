@@ -114,6 +114,16 @@ class Fleet:
         self.handle(NodeLost(node, cause))
         self.orders.lost(node, cause)
         self._heard(node)
+        for applicant in list(self._applicants.values()):
+            if isinstance(applicant, Seat) and self._is_ready_elsewhere(applicant):
+                applicant.lost(node, cause)
+
+    def _is_ready_elsewhere(self, seat: Seat) -> bool:
+        """Whether a node in reach has its model ready. (One that is lost is not in reach.)"""
+        return seat.model is not None and any(
+            location.reachable and location.model.phase == "ready"
+            for location in self.topology.models().get(seat.model, ())
+        )
 
     def configured(self, catalogue: Catalogue, policy: Policy, nodes: Iterable[str]) -> None:
         """Another configuration; see the conductor's."""

@@ -28,7 +28,6 @@ from cortex_core.errors import (
     UpstreamFailed,
 )
 from cortex_core.fleet.events import Interest
-from cortex_core.fleet.topology import Replica
 from cortex_core.outcome import Outcome
 from cortex_core.translate.translation import Translation
 from cortex_gateway.admission import Admission
@@ -275,7 +274,7 @@ class _Exchange:
             async with seat:
                 while True:
                     try:
-                        return await self._forward(seat.replica, interest.model, body, headers)
+                        return await self._forward(seat, interest.model, body, headers)
                     except NodeFault as fault:
                         self._relay.start_over()
                         self._vigil.expect(math.inf)
@@ -306,9 +305,10 @@ class _Exchange:
         return True
 
     async def _forward(
-        self, replica: Replica, asked_for: str, body: bytes, headers: dict[str, str]
+        self, seat: Seat, asked_for: str, body: bytes, headers: dict[str, str]
     ) -> None:
         """Ask one replica and pass its answer on. Raises NodeFault only before that has begun."""
+        replica = seat.replica
         node = self._node = replica.node
         self._device = replica.device
         self._asked += 1
@@ -322,6 +322,8 @@ class _Exchange:
         if neuron is None:  # it was taken out of the configuration a moment ago
             raise NodeFault(NodeUnavailable(f"the node {node} is not configured any more"))
         response = None
+        loss = _Loss(self._reply)
+        seat.on_lost = loss.found
         try:
             response = await neuron.post(self._path, body, headers)
             await self._relay.pass_on(node, response)
@@ -337,9 +339,40 @@ class _Exchange:
                 and not isinstance(error, aiohttp.ClientConnectorError)
             )
             raise NodeFault(fault_of(node, error), may_ask_again=may_ask_again) from None
+        except asyncio.CancelledError:
+            if not loss.is_ours():
+                raise
+            raise NodeFault(
+                NodeUnavailable(f"the node {node} was lost before it answered: {loss.cause}")
+            ) from None
         finally:
+            seat.on_lost = None
             if response is not None:
                 response.close()  # a connection whose answer was read to its end is kept
+
+
+class _Loss:
+    """The end of a wait for a node that is gone. Nothing comes over a connection into a black hole,
+    not even its end, so only who watches the node can tell."""
+
+    __slots__ = ("_reply", "_task", "cause")
+
+    def __init__(self, reply: Reply) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._reply = reply
+        self._task = task
+        self.cause: str | None = None
+
+    def found(self, cause: str) -> None:
+        """Once an answer has begun, how long it may be silent is the vigil's affair."""
+        if self.cause is None and not self._reply.is_answering:
+            self.cause = cause
+            self._task.cancel()
+
+    def is_ours(self) -> bool:
+        """Whether the cancellation that came was for this and nothing else."""
+        return self.cause is not None and self._task.uncancel() == 0
 
 
 async def _translated(translate: Callable[[bytes], Translation], body: bytes) -> Translation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ class Seat:
 
     `attempts`: how many replicas it has been sent to; `queued_s`: how long it has waited in all;
     `load_s`: the part of that during which its model was loading, None where it never was.
+    `on_lost` is called, with the cause, when the replica's node is found to be gone while another
+    has the model ready.
     """
 
     __slots__ = (
@@ -33,6 +36,7 @@ class Seat:
         "_waiter",
         "attempts",
         "load_s",
+        "on_lost",
         "queued_s",
         "replica",
     )
@@ -48,6 +52,7 @@ class Seat:
         self.attempts = 0
         self.queued_s = 0.0
         self.load_s: float | None = None
+        self.on_lost: Callable[[str], None] | None = None
 
     async def __aenter__(self) -> Seat:
         fleet = self._fleet
@@ -79,6 +84,11 @@ class Seat:
             await self._wait()
         return self.replica
 
+    @property
+    def model(self) -> str | None:
+        """What it has been sent to a replica of."""
+        return self.replica.model if self._is_sent else None
+
     # what the fleet says
 
     def sent(self, replica: Replica, load_s: float | None) -> None:
@@ -94,6 +104,10 @@ class Seat:
 
     def done(self) -> None:
         raise AssertionError("only an unload is ever done")
+
+    def lost(self, node: str, cause: str) -> None:
+        if self._is_sent and self.on_lost is not None and self.replica.node == node:
+            self.on_lost(cause)
 
     async def _wait(self) -> None:
         """Until it is sent. Raises the refusal."""
