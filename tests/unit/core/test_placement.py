@@ -224,6 +224,13 @@ def test_without_permission_to_evict_only_free_room_counts():
     assert not found.is_worth_waiting
 
 
+def test_who_is_leaving_gives_only_a_part_and_somebody_busy_the_rest_is_worth_the_wait():
+    leaving, busy = resident("old", 300, phase="unloading"), resident("used", 700, busy=1)
+    found = refused(full("a", leaving, busy, need=900))
+    assert found.is_worth_waiting
+    assert found.after_drain is None
+
+
 def test_who_is_leaving_already_is_waited_for():
     leaving = resident("old", phase="draining", busy=1)
     found = refused(full("a", leaving, resident("other")))

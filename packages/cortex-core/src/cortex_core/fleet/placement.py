@@ -267,13 +267,14 @@ class _Site:
         shields = [(r, _shield(r, self._want, self._eviction, self._now)) for r in self._here]
         idle = [resident for resident, shield in shields if shield is None]
         if victims := _victims(idle, short, self._eviction):
-            leaving = ", ".join(_described(victim, self._now) for victim in victims)
-            text = f"{sizes}: it fits after evicting {leaving}"
+            evicted = ", ".join(_described(victim, self._now) for victim in victims)
+            text = f"{sizes}: it fits after evicting {evicted}"
             return self._verdict(text, plan=self._plan(need, victims))
         busy = [resident for resident, shield in shields if shield and shield.kind == "busy"]
         young = [resident for resident, shield in shields if shield and shield.kind == "young"]
+        leaving = [resident for resident in self._here if resident.phase in _LEAVING]
         after_drain = _victims(idle + busy, short, self._eviction)
-        in_time = bool(_victims(idle + busy + young, short, self._eviction))
+        in_time = bool(_victims(idle + busy + young + leaving, short, self._eviction))
         ends = [shield.until for _, shield in shields if shield and shield.kind == "young"]
         stay = "; ".join(
             f"{resident.model} {shield.text}" for resident, shield in shields if shield
