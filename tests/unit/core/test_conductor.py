@@ -240,18 +240,3 @@ def test_where_a_model_would_fit_is_known_once_the_nodes_have_said_so():
     assert stage.conductor.feasible_on("x", stage.now) == ["a", "b", "c"]
     stage.lose("a")
     assert stage.conductor.feasible_on("m", stage.now) == []
-
-
-def test_what_cannot_be_answered_is_known_without_asking():
-    stage = Stage()
-    stage.observe("a", model("x"))
-    unknown = stage.conductor.unanswerable("nobody", stage.now)
-    assert unknown is not None
-    assert unknown.code == "model_not_found"
-    assert stage.conductor.unanswerable("x", stage.now) is None
-    assert stage.conductor.unanswerable("m", stage.now) is None
-    stage.ask("r1")
-    stage.estimate("a", gb=40)
-    tried = stage.conductor.unanswerable("m", stage.now)
-    assert tried is not None
-    assert tried.code == "no_capacity"

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from cortex_core.errors import CortexError, Fault
+from cortex_core.errors import Fault
 from cortex_core.fleet.board import Board, Node, Policy
 from cortex_core.fleet.catalogue import Catalogue
 from cortex_core.fleet.events import (
@@ -195,11 +195,6 @@ class Conductor:
     def in_flight(self, node: str) -> int:
         """Requests of this gateway on a node."""
         return sum(place.busy for place in self._board.nodes[node].places.values())
-
-    def unanswerable(self, name: str, now: float) -> CortexError | None:
-        """What a request for it would be refused with at once; None where it would not be."""
-        self._board.now = now
-        return self._placing.refusal(self._board.catalogue.resolve(name))
 
     def explain(self, name: str, now: float) -> Explanation:
         """Where it is and where it would be loaded. Nothing is done, and no node is asked."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from cortex_core.errors import CortexError
 from cortex_core.fleet import refusals
 from cortex_core.fleet.board import Board
 from cortex_core.fleet.events import Estimate, EstimateCame
@@ -94,22 +93,6 @@ class Placing:
                 board.refuse(ticket, ticket.fault or error)
         elif decision.after_drain is not None:
             self._drain_for(model, decision.after_drain, tickets)
-
-    def refusal(self, model: str) -> CortexError | None:
-        """What a request for it would hear at once; None where it would be sent, or wait."""
-        board = self._board
-        if not board.is_known(model):
-            return refusals.unknown(board, model)
-        if model in board.ready or model in board.tripped:
-            return None
-        if board.is_coming(model):
-            return None
-        if any(not self._is_answered(model, node) for node in self._to_ask(model, None)):
-            return None
-        decision = decide(board, model)
-        if isinstance(decision, Placement) or self._is_passing(model, decision, None):
-            return None
-        return refusals.nowhere(board, model, decision)
 
     # estimates
 
