@@ -52,6 +52,7 @@ class Witness:
         self._failed: dict[str, int] = {}
         self._orders: dict[str, Load | Unload | ReadState | Restart] = {}
         self._boots: dict[str, str] = {}
+        self._former: set[str] = set()  # in flight since a node's former life
         self._pins: set[str] = set()
         self._drained: set[str] = set()
         self._catalogue = Catalogue(first.entries, first.aliases)
@@ -63,8 +64,8 @@ class Witness:
         if isinstance(line, Configured):
             self._catalogue = Catalogue(line.entries, line.aliases)
             again = self.conductor.configured(self._catalogue, line.policy, line.nodes, line.at)
-            for node in set(self._orders) - set(line.nodes):
-                del self._orders[node]
+            for node in set(self._boots) - set(line.nodes):
+                self._begin_anew(node)
         else:
             self._hear(line)
             again = self.conductor.handle(line.stimulus, line.at)
@@ -90,8 +91,8 @@ class Witness:
                 self._orders = {n: one for n, one in self._orders.items() if one.order != order}
             case NodeObserved(node, state):
                 if self._boots.get(node) != state.boot:
+                    self._begin_anew(node)
                     self._boots[node] = state.boot
-                    self._orders.pop(node, None)
                 _check_memory(state)
             case DrainWanted(node, is_draining):
                 (self._drained.add if is_draining else self._drained.discard)(node)
@@ -100,12 +101,20 @@ class Witness:
             case _:
                 pass
 
+    def _begin_anew(self, node: str) -> None:
+        """What was sent there before is not this life's: the node itself, where it lives on, sees
+        to it that nothing is unloaded under them."""
+        self._boots.pop(node, None)
+        self._orders.pop(node, None)
+        self._former |= {r for r, (_, where) in self.flying.items() if where == node}
+
     def _obey(self, instruction: Instruction) -> None:
         match instruction:
             case Send(request, replica):
                 if request in self.waiting:  # an operator's is not among them
                     self.waiting.remove(request)
                     self.flying[request] = (replica.model, replica.node)
+                    self._former.discard(request)
                     assert self._failed[request] <= 1, f"{request} was tried a third time"
                     assert replica.node not in self._drained, f"{instruction} to a drained node"
             case Refuse(request):
@@ -146,7 +155,7 @@ class Witness:
         assert order.model not in self._pins, f"{order} of what an operator pinned"
         entry = self._catalogue.entry(order.model)
         assert not entry.is_pinned_on(order.node), f"{order} of what is pinned"
-        busy = [request for request, where in self.flying.items() if where == what]
+        busy = [r for r, where in self.flying.items() if where == what and r not in self._former]
         assert not busy, f"{order} while {busy} were there"
         told = [m.running + m.waiting for m in state.models if m.id == order.model]
         assert not any(told), f"{order} while the node told of {told} requests"
