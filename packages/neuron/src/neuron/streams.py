@@ -1,8 +1,9 @@
 """One request's events on their way from a worker to whoever answers the client.
 
 A stream never holds up the worker's socket: events wait here, and deltas that pile up for a slow
-reader are handed over as one. The table also knows what the worker may be computing at any moment,
-which is what matters when it crashes.
+reader are handed over as one. When too many wait for a reader that has stopped, the worker is told
+to pause the request, and to go on once they are taken. The table also knows what the worker may be
+computing at any moment, which is what matters when it crashes.
 """
 
 from __future__ import annotations
@@ -20,23 +21,39 @@ from cortex_core.wire import ipc
 
 __all__ = ["RequestStream", "StreamTable", "Tally"]
 
+_MOST_UNREAD = 512
+"""Events that wait for a reader before its request is paused. Seconds of a fast answer, so that a
+reader who merely stutters is never paused; and 100 KB of events, or 1 MB with 20 log-probabilities
+for each token."""
+
 
 class RequestStream:
     """`async with stream:` then `read()` until a Finished came or it raised. Leaving the block
     before that cancels the request in its worker."""
 
     def __init__(
-        self, request: int, ask: ipc.Ask, on_close: Callable[[RequestStream], None]
+        self,
+        request: int,
+        ask: ipc.Ask,
+        on_close: Callable[[RequestStream], None],
+        on_pace: Callable[[RequestStream, bool], None],
     ) -> None:
+        """`on_pace` is told that the reader has fallen behind (True), and that it has caught up."""
         self.request = request
         self.ask = ask
         self.model = ask.model
         self.sent_before: int | None = None  # the step of its model it was sent before, once it was
         self.is_started = False
         self.is_ended = False  # the worker has nothing more to send, or is gone
+        self.paused_before: int | None = None  # as `sent_before`, while it is paused
         self._on_close = on_close
+        self._on_pace = on_pace
         self._pending: list[ipc.StepEvent] = []
         self._reader: asyncio.Future[None] | None = None
+
+    @property
+    def is_paused(self) -> bool:
+        return self.paused_before is not None
 
     async def read(self) -> list[ipc.StepEvent]:
         """Everything that is there, at least one event; adjacent deltas of a channel are merged.
@@ -57,6 +74,8 @@ class RequestStream:
         events, self._pending = self._pending, []
         if isinstance(events[-1], ipc.Failed):
             self._pending.append(events.pop())  # raised by the next read; first what came before
+        if self.is_paused and not self.is_ended:
+            self._on_pace(self, False)
         return list(_merged(events)) if len(events) > 1 else events
 
     def push(self, event: ipc.StepEvent) -> None:
@@ -67,6 +86,8 @@ class RequestStream:
         self._pending.append(event)
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+        if len(self._pending) >= _MOST_UNREAD and not (self.is_paused or self.is_ended):
+            self._on_pace(self, True)
 
     def close(self) -> None:
         self._on_close(self)
@@ -149,7 +170,7 @@ class StreamTable:
 
         Suspects go to the worker one at a time, so that a crash has one suspect.
         """
-        stream = RequestStream(self._next_request, ask, self._closed)
+        stream = RequestStream(self._next_request, ask, self._closed, self._pace)
         self._next_request += 1
         if is_suspect and self._suspect is not None:
             self._held.append((time.monotonic(), stream))
@@ -219,7 +240,7 @@ class StreamTable:
     def in_flight(self, model: str | None = None) -> list[ipc.Ask]:
         """What the worker (or its engine of `model`) may be computing: all that it has started,
         and what was sent so lately that it may be reading it, to the cancelled and not yet
-        forgotten. Not what waits for its turn."""
+        forgotten. Not what waits for its turn, nor what it has been told to pause."""
         return [
             stream.ask
             for stream in (self._streams | self._cancelled).values()
@@ -235,11 +256,14 @@ class StreamTable:
             return False
         # An engine reads what has arrived between two steps; and only a generation says that it
         # has started.
-        is_fresh = self._steps.get(stream.model, 0) - stream.sent_before < 2
+        steps = self._steps.get(stream.model, 0)
+        if stream.paused_before is not None and steps - stream.paused_before >= 2:
+            return False
+        is_fresh = steps - stream.sent_before < 2
         return stream.is_started or is_fresh or not isinstance(stream.ask, ipc.Generate)
 
     def load(self, model: str) -> tuple[int, int]:
-        """(running, waiting) requests of a model in the worker."""
+        """(running, waiting) requests of a model in the worker; a paused one is running."""
         running = waiting = 0
         for stream in self._streams.values():
             if stream.model == model and not stream.is_ended:
@@ -266,6 +290,14 @@ class StreamTable:
         except ValueError as error:
             raise RequestTooLarge(f"the prompt is too large: {error}") from None
         stream.sent_before = self._steps.get(stream.model, 0)
+
+    def _pace(self, stream: RequestStream, is_behind: bool) -> None:
+        if is_behind:
+            stream.paused_before = self._steps.get(stream.model, 0)
+            self._send(ipc.Pause(stream.request))
+        else:
+            stream.paused_before = None
+            self._send(ipc.Resume(stream.request))
 
     def _closed(self, stream: RequestStream) -> None:
         if self._streams.pop(stream.request, None) is None:

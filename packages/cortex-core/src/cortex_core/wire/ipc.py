@@ -46,12 +46,14 @@ __all__ = [
     "ModelInfo",
     "ModelKind",
     "ModelLoad",
+    "Pause",
     "Priority",
     "Progress",
     "Rank",
     "Reader",
     "Report",
     "Result",
+    "Resume",
     "Sampling",
     "Scores",
     "Shutdown",
@@ -232,6 +234,17 @@ class Cancel(_Command, frozen=True):
     request: int
 
 
+class Pause(_Command, frozen=True):
+    """Nobody takes what this generation says: compute no more of it until its Resume. What was on
+    its way is still sent."""
+
+    request: int
+
+
+class Resume(_Command, frozen=True):
+    request: int
+
+
 class Shutdown(_Command, frozen=True):
     """Stop at once; the parent has already ended or drained what was running. `save_to`: a folder
     that takes the cached sequences first, for the next worker to start with."""
@@ -239,7 +252,7 @@ class Shutdown(_Command, frozen=True):
     save_to: str = ""
 
 
-Command = Load | Unload | Ask | Cancel | Shutdown
+Command = Load | Unload | Ask | Cancel | Pause | Resume | Shutdown
 
 # worker → parent
 
@@ -393,7 +406,7 @@ class Step(_Report, frozen=True):
 class ModelLoad(msgspec.Struct, frozen=True, array_like=True):
     """One model's load at a moment. `step_s`: how long the step in progress has been running.
     Of `cells` KV cells `cells_running` hold running sequences, `cells_cached` ended ones.
-    `host_bytes`: parked in host memory."""
+    `host_bytes`: parked in host memory. Of the `running`, `paused` compute nothing."""
 
     model: str
     steps: int
@@ -405,6 +418,7 @@ class ModelLoad(msgspec.Struct, frozen=True, array_like=True):
     cells_running: int = 0
     cells_cached: int = 0
     host_bytes: int = 0
+    paused: int = 0
 
 
 class Progress(_Report, frozen=True):

@@ -40,9 +40,11 @@ from cortex_core.wire.ipc import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    Pause,
     Progress,
     Rank,
     Reader,
+    Resume,
     Shutdown,
     Step,
     Tokenize,
@@ -154,6 +156,9 @@ class Worker:
             case Cancel():
                 for model in list(self._models.values()):  # whose it is, each engine knows
                     model.cancel(command)
+            case Pause() | Resume():
+                for model in list(self._models.values()):
+                    model.pace(command)
             case Load():
                 self._load(command)
             case Unload():
@@ -248,6 +253,11 @@ class _Model(threading.Thread):
             self.engine.submit(command)
         if self._tokenizing is not None:
             self._tokenizing.submit(command)
+
+    def pace(self, command: Pause | Resume) -> None:
+        """Only generations go on for so long that they can be paused."""
+        if isinstance(self.engine, Engine):
+            self.engine.submit(command)
 
     @property
     def is_leaving(self) -> bool:

@@ -32,18 +32,21 @@ from cortex_core.wire.ipc import (
     FinishReason,
     Generate,
     ModelLoad,
+    Pause,
+    Resume,
     Started,
     Step,
 )
 from neuron.worker import llama
 from neuron.worker.host_cache import HostCache
 from neuron.worker.intake import Intake, Prepared, takes_long
-from neuron.worker.kv import KV, Wait
+from neuron.worker.kv import KV
 from neuron.worker.load import LoadedModel
 from neuron.worker.memory import Memory
 from neuron.worker.pool import Pool
 from neuron.worker.rows import Rows
 from neuron.worker.scheduler import Batch, Scheduler
+from neuron.worker.seats import Seats
 from neuron.worker.slots import Slots
 from neuron.worker.stream import Stream
 
@@ -89,7 +92,7 @@ class Engine:
         self._emit = emit
         self._die = die
 
-        self._inbox: deque[Generate | Cancel | Prepared] = deque()
+        self._inbox: deque[Generate | Cancel | Pause | Resume | Prepared] = deque()
         self._preparing: set[int] = set()
         self._arrival = threading.Condition()
         self._is_stopping = False
@@ -111,14 +114,14 @@ class Engine:
 
     # any thread
 
-    def submit(self, command: Generate | Cancel) -> None:
+    def submit(self, command: Generate | Cancel | Pause | Resume) -> None:
         if isinstance(command, Generate) and takes_long(command):
             self._preparing.add(command.request)
             self._intake.prepare(command, self._enqueue)
         else:
             self._enqueue(command)
 
-    def _enqueue(self, command: Generate | Cancel | Prepared) -> None:
+    def _enqueue(self, command: Generate | Cancel | Pause | Resume | Prepared) -> None:
         self._inbox.append(command)
         with self._arrival:
             self._arrival.notify()
@@ -139,17 +142,19 @@ class Engine:
         began = self._step_began
         scheduler, kv = self._scheduler, self._kv
         running = kv.cells_running
+        paused = len(scheduler.paused)
         return ModelLoad(
             model=self._name,
             steps=self._steps,
             tokens=self._tokens,
-            running=len(scheduler.decoding) + len(scheduler.prefilling),
+            running=len(scheduler.decoding) + len(scheduler.prefilling) + paused,
             waiting=len(scheduler.waiting) + len(self._inbox) + len(self._preparing),
             step_s=time.monotonic() - began if began else 0.0,
             cells=kv.cells,
             cells_running=running,
             cells_cached=max(kv.cells_used - running, 0),
             host_bytes=self._host.size(self._space),
+            paused=paused,
         )
 
     # the engine's thread
@@ -182,8 +187,8 @@ class Engine:
     def _turn(self) -> None:
         self._drain()
         self._expire()
-        self._admit()
-        self._make_room()
+        self._started += self._seats.admit()
+        self._seats.make_room()
         self._flush()
         batch = self._scheduler.next()
         if batch is None:
@@ -212,20 +217,28 @@ class Engine:
 
     def _drain(self) -> None:
         while self._inbox:
-            command = self._inbox.popleft()
-            if isinstance(command, Cancel):
-                self._cancel(command.request)
-                continue
-            if isinstance(command, Prepared):
-                self._accept_prepared(command)
-                continue
-            try:
-                self._accept(self._intake.stream(command))
-            except CortexError as error:
-                self._failed.append(Failed(command.request, error.fault))
-            except Exception as error:
-                fault = InternalError(f"cannot take the request: {error!r}").fault
-                self._failed.append(Failed(command.request, fault))
+            match command := self._inbox.popleft():
+                case Cancel():
+                    self._cancel(command.request)
+                case Pause():
+                    if stream := self._streams.get(command.request):
+                        self._scheduler.pause(stream)
+                case Resume():
+                    if stream := self._streams.get(command.request):
+                        self._scheduler.resume(stream)
+                case Prepared():
+                    self._accept_prepared(command)
+                case Generate():
+                    self._take_in(command)
+
+    def _take_in(self, command: Generate) -> None:
+        try:
+            self._accept(self._intake.stream(command))
+        except CortexError as error:
+            self._failed.append(Failed(command.request, error.fault))
+        except Exception as error:
+            fault = InternalError(f"cannot take the request: {error!r}").fault
+            self._failed.append(Failed(command.request, fault))
 
     def _accept(self, stream: Stream) -> None:
         self._streams[stream.request] = stream
@@ -267,60 +280,6 @@ class Engine:
             ).fault
             self._failed.append(Failed(stream.request, fault))
 
-    def _admit(self) -> None:
-        """Give sequences to those who wait, in the scheduler's order. Who waits for another's
-        prefill is passed over; nobody passes one who waits for room."""
-        scheduler, kv = self._scheduler, self._kv
-        if not scheduler.waiting or not kv.has_free:
-            return
-        for stream in scheduler.candidates():
-            if stream.wait is not None and kv.is_on_its_way(stream.wait):
-                continue
-            placement = self._memory.acquire(
-                stream.todo,
-                needs_logits=not stream.resumes,
-                rank=stream.rank,
-                stops=stream.stops,
-            )
-            if placement is None:
-                return
-            if isinstance(placement, Wait):
-                stream.wait = placement
-                continue
-            stream.wait = None
-            self._unpark(stream)
-            scheduler.start(stream, placement.sequence, placement.cached)
-            self._rows = None
-            if not stream.started:
-                stream.started = True
-                stream.cached = placement.cached
-                self._started.append(
-                    Started(
-                        stream.request,
-                        len(stream.prompt),
-                        placement.cached,
-                        placement.source,
-                        placement.miss,
-                    )
-                )
-
-    def _unpark(self, stream: Stream) -> None:
-        if stream.parked is not None:
-            self._host.drop(stream.parked)
-            stream.parked = None
-
-    def _make_room(self) -> None:
-        """The running sequences' next tokens need cells. Where the pool has none, what has ended
-        goes; then the youngest waits in host memory until there is room again."""
-        scheduler = self._scheduler
-        while scheduler.decoding and not self._memory.make_room(len(scheduler.decoding)):
-            stream = scheduler.youngest()
-            assert stream is not None
-            held = self._kv.tokens(stream.slot).copy()
-            parked = self._memory.suspend(stream.slot, held)
-            scheduler.suspend(stream, stream.suspend(held, parked))
-            self._rows = None
-
     def _compute(self, batch: Batch[Stream]) -> None:
         if batch.chunks:
             self._prefill(batch)
@@ -361,10 +320,11 @@ class Engine:
             self._take(stream, self._choose(stream, logits, row))
 
     def _decode_rows(self) -> None:
-        rows = self._rows
-        if rows is None:
+        rows, scheduler = self._rows, self._scheduler
+        if rows is None or self._laid_out_at != scheduler.changes:
+            self._laid_out_at = scheduler.changes
             rows = self._rows = Rows(
-                self._scheduler.decoding,
+                scheduler.decoding,
                 self._context,
                 self._kv,
                 end_ids=self._end_ids,
@@ -381,7 +341,7 @@ class Engine:
             tokens = self._choose_all(streams, logits)
         for stream, token in zip(streams, tokens, strict=True):
             self._take(stream, token)
-        if self._rows is rows:  # nobody has ended
+        if self._laid_out_at == scheduler.changes:  # nobody has ended
             rows.advance([stream.token for stream in streams])
 
     def _decode(self, size: int) -> None:
@@ -427,12 +387,8 @@ class Engine:
         self._finished.append(finished)
 
     def _release(self, stream: Stream) -> None:
-        self._rows = None
-        self._scheduler.remove(stream)
+        self._seats.leave(stream)
         del self._streams[stream.request]
-        if stream.slot >= 0:
-            self._kv.release(stream.slot)
-        self._unpark(stream)
         stream.free()
 
     def _drop(self, batch: Batch[Stream], fault: Fault) -> None:
@@ -492,5 +448,7 @@ class Engine:
             max_step_ms=self._loaded.params.max_step_ms,
             is_unified=context.is_unified,
         )
+        self._seats = Seats(self._scheduler, self._memory)
         self._expire_at = 0.0
         self._rows: Rows | None = None
+        self._laid_out_at = 0  # the scheduler's `changes`

@@ -36,6 +36,8 @@ class Sequence:
     stops: tuple[int, ...] = ()
     order: int = 0
     """By arrival; a sequence that was suspended goes first."""
+    is_paused: bool = False
+    """Nobody takes its tokens: it gets no row."""
 
 
 S = TypeVar("S", bound=Sequence)
@@ -81,6 +83,10 @@ class Scheduler(Generic[S]):
         self.waiting: list[S] = []
         self.prefilling: list[S] = []
         self.decoding: list[S] = []
+        self.paused: list[S] = []
+        """With a slot or, once others needed that, without; who was paused first is first."""
+        self.changes = 0
+        """Grows whenever who runs has changed, or where."""
         self._max_step_ms = max_step_ms
         self._is_unified = is_unified
         self._token_ms = 0.0
@@ -93,11 +99,8 @@ class Scheduler(Generic[S]):
 
     @property
     def has_work(self) -> bool:
+        """Paused sequences are none."""
         return bool(self.decoding or self.prefilling or self.waiting)
-
-    def sequences(self) -> list[S]:
-        """All, those that run first."""
-        return [*self.decoding, *self.prefilling, *self.waiting]
 
     def enqueue(self, sequence: S) -> None:
         self._arrivals += 1
@@ -133,24 +136,46 @@ class Scheduler(Generic[S]):
         sequence.slot, sequence.computed, sequence.prompt_size = -1, 0, prompt_size
         sequence.stops = ()
         sequence.order = -self._arrivals + max(sequence.order, 0) - 1
-        self.waiting.append(sequence)
+        (self.paused if sequence.is_paused else self.waiting).append(sequence)
+
+    def pause(self, sequence: S) -> None:
+        """It gets no row until `resume`. A prompt that is being computed is computed first."""
+        sequence.is_paused = True
+        for queue in (self.decoding, self.waiting):
+            if sequence in queue:
+                queue.remove(sequence)
+                self.paused.append(sequence)
+                self.changes += 1
+
+    def resume(self, sequence: S) -> None:
+        """It goes on; one without a slot is the next to start."""
+        sequence.is_paused = False
+        if sequence in self.paused:
+            self.paused.remove(sequence)
+            if sequence.slot < 0:
+                self.waiting.append(sequence)
+            else:
+                self._run(sequence)
+
+    def first_paused(self) -> S | None:
+        """Of the paused ones with a slot, who has been so for longest."""
+        return next((sequence for sequence in self.paused if sequence.slot >= 0), None)
 
     def youngest(self) -> S | None:
-        """Of those with a slot, who came last; ranks that go last, first."""
+        """Of those with a slot that are not paused, who came last; ranks that go last, first."""
         active = [*self.prefilling, *self.decoding]
         return max(active, key=lambda s: (s.rank, s.order), default=None)
 
     def remove(self, sequence: S) -> None:
         """It ended, wherever it was."""
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
-            return
-        for queue in (self.decoding, self.prefilling):
+        for queue in (self.waiting, self.paused, self.decoding, self.prefilling):
             if sequence in queue:
                 queue.remove(sequence)
-                self._active[sequence.caller] -= 1
-                if not self._active[sequence.caller]:
-                    del self._active[sequence.caller]
+                self.changes += 1
+                if sequence.slot >= 0:
+                    self._active[sequence.caller] -= 1
+                    if not self._active[sequence.caller]:
+                        del self._active[sequence.caller]
 
     # what
 
@@ -249,4 +274,8 @@ class Scheduler(Generic[S]):
                 self._run(sequence)
 
     def _run(self, sequence: S) -> None:
-        insort(self.decoding, sequence, key=lambda s: s.slot)
+        if sequence.is_paused:
+            self.paused.append(sequence)
+        else:
+            insort(self.decoding, sequence, key=lambda s: s.slot)
+            self.changes += 1
