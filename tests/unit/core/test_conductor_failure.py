@@ -7,6 +7,7 @@ from cortex_core.fleet.events import DrainWanted, Estimate, Load, NodeObserved, 
 from tests.unit.core.fleet_playbook import ILL, Stage, model, sent
 
 FULL = Fault("rate_limit_exceeded", "the queue is full")
+DRAINED = Fault("node_unavailable", "the neuron 'a' is drained")
 GONE = Fault("model_not_found", "the model is not loaded")
 
 
@@ -58,6 +59,31 @@ def test_a_request_that_is_turned_away_again_and_again_is_served_in_the_end():
     stage.observe("b")
     assert stage.observe("a", model("m")) == [sent("r1", "a")]
     assert stage.fail("r1") == [Refuse("r1", GONE)]
+
+
+def test_a_request_that_crossed_a_drain_on_its_way_goes_there_again_when_it_is_over():
+    stage = _pair()
+    stage.ask("r1")
+    stage.play(DrainWanted("a", True))
+    assert stage.fail("r1", DRAINED) == [sent("r1", "b")]
+    stage.play(DrainWanted("b", True))
+    stage.play(DrainWanted("a", False))
+    assert stage.fail("r1", DRAINED) == [sent("r1", "a")]
+    # Nothing of this was an illness: it may still fail once, and go elsewhere.
+    stage.play(DrainWanted("b", False))
+    assert stage.fail("r1") == [sent("r1", "b")]
+
+
+def test_drains_trip_no_breaker():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    for number in range(4):
+        stage.ask(f"r{number}")
+    stage.play(DrainWanted("a", True))
+    for number in range(4):
+        stage.fail(f"r{number}", DRAINED)
+    stage.play(DrainWanted("a", False))
+    assert stage.ask("r4") == [sent("r4", "a")]
 
 
 def test_who_is_turned_away_waits_no_longer_than_anybody_may_in_all():

@@ -90,7 +90,8 @@ class Routing:
     def failed(self, stimulus: RequestFailed) -> None:
         """A request is failed once and tried again, and the next time it is refused. One that was
         turned away, because another gateway has had the model unloaded, say, has not been tried:
-        it waits as before, and until it has waited for as long as anybody may."""
+        it waits as before, and until it has waited for as long as anybody may. One that met a drain
+        on its way may go to the same replica again when the drain has ended."""
         board = self._board
         ticket = board.tickets.get(stimulus.request)
         if ticket is None or ticket.replica is None:
@@ -98,15 +99,16 @@ class Routing:
         fault, former = stimulus.fault, ticket.replica
         place = self._freed(ticket)
         board.note(ticket, "failed by {}: {}", former.node, fault.message)
+        has_met_drain = place is not None and board.is_draining(former.node)
+        is_ill = fault.code in _ILL and not has_met_drain
         if place is not None:
-            self._blame(place, ticket, fault)
-        is_ill = fault.code in _ILL
+            self._blame(place, ticket, fault, is_ill=is_ill)
         if is_ill and ticket.is_retried:
             board.refuse(ticket, ticket.fault or fault)
             return
         ticket.is_retried = ticket.is_retried or is_ill
         ticket.fault = ticket.fault or fault
-        if place is not None:
+        if place is not None and not has_met_drain:
             ticket.spent += ((place, place.incarnation),)
         ticket.decide_by = board.now + NEWS_S
         self._wait(ticket)
@@ -214,8 +216,8 @@ class Routing:
             board.stir_blocked()
         return place
 
-    def _blame(self, place: Place, ticket: Ticket, fault: Fault) -> None:
-        if fault.code not in _ILL:
+    def _blame(self, place: Place, ticket: Ticket, fault: Fault, *, is_ill: bool) -> None:
+        if not is_ill:
             place.breaker.unused(ticket.request)
         elif place.breaker.failed(ticket.request, self._board.now):
             until = place.breaker.until or 0.0
