@@ -1,5 +1,4 @@
-"""Requests of the Anthropic API as chat requests, and chat answers as messages. What comes out is
-also read by the vendor's own types."""
+"""Requests of the Anthropic API as chat requests."""
 
 from __future__ import annotations
 
@@ -7,60 +6,24 @@ import json
 from typing import Any
 
 import pytest
-from anthropic.types import Message, RawMessageStreamEvent
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
 from cortex_core.envelopes.openai_chat import decode_chat_request
 from cortex_core.errors import (
     CortexError,
     InvalidRequest,
-    NoCapacity,
     ThreadUnsupported,
     UnsupportedParameter,
-    UpstreamFailed,
     render_anthropic,
 )
-from cortex_core.translate.anthropic import AnthropicTranslation
 from cortex_core.translate.anthropic_request import translate_messages
-from cortex_core.wire import sse
-from tests.unit.core.chat_answers import CLOSING, call, chunk, completion, cut
-
-EVENTS = TypeAdapter(RawMessageStreamEvent)
-TOOL = {
-    "name": "add",
-    "description": "adds",
-    "input_schema": {"type": "object", "properties": {}},
-    "cache_control": {"type": "ephemeral"},
-}
-
-
-def translated(**fields: Any) -> AnthropicTranslation:
-    body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]} | fields
-    return translate_messages(json.dumps(body).encode())
-
-
-def chat_of(**fields: Any) -> dict[str, Any]:
-    """The chat request, which is one that the chat route takes."""
-    chat = translated(**fields).chat
-    decode_chat_request(chat)
-    return json.loads(chat)
-
-
-def messages_of(*messages: dict[str, Any]) -> list[dict[str, Any]]:
-    return chat_of(messages=list(messages))["messages"]
-
-
-def user(*blocks: dict[str, Any]) -> dict[str, Any]:
-    return {"role": "user", "content": list(blocks)}
-
-
-def text(value: str) -> dict[str, Any]:
-    return {"type": "text", "text": value, "cache_control": {"type": "ephemeral"}}
-
-
-# the request
+from tests.unit.core.anthropic_play import (
+    TOOL,
+    chat_of,
+    messages_of,
+    text,
+    translated,
+    user,
+)
 
 
 def test_a_plain_request_is_a_plain_chat_without_thinking() -> None:
@@ -339,197 +302,9 @@ def test_what_cannot_be_done_is_refused_by_name(
     assert caught.value.param == param
 
 
-# the answer
-
-
-STREAM = [
-    chunk({"role": "assistant", "content": ""}),
-    chunk({"reasoning_content": "h"}),
-    chunk({"reasoning_content": "m"}),
-    chunk({"content": "né"}),
-    chunk({"content": "e\n"}),
-    chunk(call(0, "add", "")),
-    chunk(call(0, None, '{"a"')),
-    chunk(call(0, None, ":1}")),
-    chunk(call(1, "add", "")),
-    chunk({}, "tool_calls"),
-    CLOSING,
-]
-CALLS = [
-    {"id": "call_0", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}},
-    {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": ""}},
-]
-
-
-def events_of(data: bytes) -> list[dict[str, Any]]:
-    """Each is told by its own name and fits the vendor's type."""
-    found = []
-    for event in sse.Parser().feed(data):
-        value = json.loads(event.data)
-        assert event.event == value["type"]
-        if value["type"] not in ("ping", "error"):
-            EVENTS.validate_python(value)
-        found.append(value)
-    return found
-
-
-def gathered(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """The message that a stream's events add up to."""
-    message: dict[str, Any] = {}
-    partial = ""
-    for event in events:
-        kind = event["type"]
-        if kind == "message_start":
-            message = event["message"]
-        elif kind == "content_block_start":
-            assert event["index"] == len(message["content"])
-            message["content"].append(event["content_block"])
-            partial = ""
-        elif kind == "content_block_delta":
-            block, delta = message["content"][event["index"]], event["delta"]
-            partial += delta.get("partial_json", "")
-            for name in ("text", "thinking", "signature"):
-                block |= {name: block[name] + delta[name]} if name in delta else {}
-        elif kind == "content_block_stop" and partial:
-            message["content"][event["index"]]["input"] = json.loads(partial)
-        elif kind == "message_delta":
-            message |= event["delta"] | {"usage": event["usage"]}
-    return message
-
-
-def steady(translation: AnthropicTranslation) -> AnthropicTranslation:
-    """With an id that can be foretold."""
-    translation._id = "msg_0"  # pyright: ignore[reportPrivateUsage]
-    return translation
-
-
-def test_a_stream_tells_every_step_of_every_block() -> None:
-    events = events_of(b"".join(map(translated(stream=True).feed, STREAM)))
-    assert [event["type"] for event in events] == [
-        "message_start",
-        "ping",
-        "content_block_start",
-        "content_block_delta",
-        "content_block_delta",
-        "content_block_delta",  # the signature
-        "content_block_stop",
-        "content_block_start",
-        "content_block_delta",
-        "content_block_delta",
-        "content_block_stop",
-        "content_block_start",
-        "content_block_delta",
-        "content_block_delta",
-        "content_block_stop",
-        "content_block_start",
-        "content_block_stop",
-        "message_delta",
-        "message_stop",
-    ]
-
-
-@pytest.mark.parametrize("display", ["summarized", "omitted"])
-def test_a_stream_adds_up_to_the_whole_answer(display: str) -> None:
-    thinking = {"type": "adaptive", "display": display}
-    streamed = steady(translated(stream=True, thinking=thinking))
-    message = gathered(events_of(b"".join(map(streamed.feed, STREAM))))
-    body = completion("tool_calls", reasoning_content="hm", content="née\n", tool_calls=CALLS)
-    whole = json.loads(steady(translated(thinking=thinking)).whole(body))
-    assert message == whole
-    Message.model_validate(whole)
-    assert whole["stop_reason"] == "tool_use"
-    assert whole["usage"] == {
-        "input_tokens": 4,
-        "output_tokens": 5,
-        "output_tokens_details": {"thinking_tokens": 2},
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 7,
-    }
-
-
-def test_thinking_that_is_not_shown_comes_back_by_its_signature() -> None:
-    translation = translated(thinking={"type": "adaptive", "display": "omitted"})
-    body = completion(reasoning_content="because", content="so")
-    content = json.loads(translation.whole(body))["content"]
-    assert content[0]["thinking"] == ""
-    turn = {"role": "assistant", "content": content}
-    assert messages_of(turn, user(text("x")))[0]["reasoning_content"] == "because"
-
-
-@pytest.mark.parametrize(
-    ("finish", "stop", "told"),
-    [
-        ("stop", None, ("end_turn", None)),
-        ("stop", "END", ("stop_sequence", "END")),
-        ("length", None, ("max_tokens", None)),
-    ],
-)
-def test_how_an_answer_ended_is_told(finish: str, stop: str | None, told: Any) -> None:
-    whole = json.loads(translated().whole(completion(finish, stop, content="x")))
-    assert (whole["stop_reason"], whole["stop_sequence"]) == told
-    events = [chunk({"content": "x"}), chunk({}, finish, stop_reason=stop), CLOSING]
-    message = gathered(events_of(b"".join(map(translated(stream=True).feed, events))))
-    assert (message["stop_reason"], message["stop_sequence"]) == told
-
-
-def test_the_beginning_says_what_is_known_of_the_prompt() -> None:
-    translation = translated(stream=True)
-    translation.started(20, 15)
-    usage = events_of(translation.feed(STREAM[0]))[0]["message"]["usage"]
-    assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (5, 15)
-
-
-def test_a_sign_of_life_opens_the_message_once() -> None:
-    translation = translated(stream=True)
-    kinds = [event["type"] for event in events_of(translation.keep_alive())]
-    assert kinds == ["message_start", "ping"]
-    data = translation.keep_alive() + translation.feed(STREAM[3])
-    kinds = [event["type"] for event in events_of(data)]
-    assert kinds == ["ping", "content_block_start", "content_block_delta"]
-
-
-def test_an_empty_answer_has_an_empty_text() -> None:
-    assert json.loads(translated().whole(completion(content="")))["content"] == [
-        {"type": "text", "text": ""}
-    ]
-
-
-def test_a_call_that_was_cut_in_two_is_none() -> None:
-    half = [CALLS[0], {"id": "c", "function": {"name": "add", "arguments": '{"a'}}]
-    whole = json.loads(translated().whole(completion("length", tool_calls=half)))
-    assert [block["id"] for block in whole["content"]] == ["call_0"]
-    with pytest.raises(UpstreamFailed):
-        translated().whole(completion("tool_calls", tool_calls=half))
-
-
-def test_errors_are_told_in_this_dialect() -> None:
-    translation = translated(stream=True)
-    error = json.loads(translation.error_body(NoCapacity("full")))
-    details = {"error_code": "no_capacity"}
-    told = {"type": "overloaded_error", "message": "full", "details": details}
-    assert error == {"type": "error", "error": told}
-    data = translation.feed(STREAM[3]) + translation.error_event(UpstreamFailed("it fell over"))
-    assert events_of(data)[-1]["error"]["type"] == "api_error"
-
-
 def test_a_thread_is_refused_in_the_word_upon_which_clients_go_on_without() -> None:
     with pytest.raises(ThreadUnsupported) as refused:
         translated(thread={"type": "create"})
     assert refused.value.param == "thread"
     details = render_anthropic(refused.value)["error"]["details"]
     assert details == {"error_code": "thread_unsupported_request"}
-
-
-def test_an_error_that_the_node_tells_is_told() -> None:
-    error = {"error": {"message": "gone", "code": "stalled", "type": "x", "param": None}}
-    data = translated(stream=True).feed(sse.encode(json.dumps(error).encode()))
-    details = {"error_code": "stalled"}
-    told = {"type": "timeout_error", "message": "gone", "details": details}
-    assert events_of(data)[-1]["error"] == told
-
-
-@given(st.lists(st.integers(1, len(STREAM) - 1), max_size=5))
-def test_however_the_events_arrive_the_same_is_told(cuts: list[int]) -> None:
-    whole = steady(translated(stream=True)).feed(b"".join(STREAM))
-    split = steady(translated(stream=True))
-    assert b"".join(map(split.feed, cut(STREAM, cuts))) == whole
