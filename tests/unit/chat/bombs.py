@@ -45,6 +45,9 @@ BOMBS = {
     "{% set n.x = n.x ~ n.x %}{% endfor %}",
     "doubling by a block": "{% set n = namespace(x='aa') %}{% for i in range(60) %}"
     "{% set t %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = t %}{% endfor %}",
+    "a sum of many big texts": BIG + "{{ " + "x + " * 900 + "x }}",
+    "sums in one list": BIG + "{{ [" + "x + 'b'," * 900 + "] | length }}",
+    "a sum of lists": "{% set x = range(99999) | list %}{{ " + "x + " * 900 + "x }}",
     "doubling a list": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}"
     "{% set n.x = n.x + n.x %}{% endfor %}",
     "much constant text": "{% for i in range(99999) %}" + "x" * 10_000 + "{% endfor %}",
@@ -88,6 +91,8 @@ BOMBS = {
     + "{{ [y] | select('eq', n.x) | list }}",
     "tuples in tuples as a key": DOUBLED.replace("[n.x, n.x]", "(n.x, n.x)") + "{{ {n.x: 1} }}",
     "tuples in tuples looked up": DOUBLED.replace("[n.x, n.x]", "(n.x, n.x)") + "{{ {}[n.x] }}",
+    "tuples in tuples searched for": DOUBLED.replace("[n.x, n.x]", "(n.x, n.x)")
+    + "{{ n.x in {} }}",
     "tuples in tuples got": DOUBLED.replace("[n.x, n.x]", "(n.x, n.x)") + "{{ {}.get(n.x) }}",
     "dictionaries in dictionaries": DOUBLED.replace("[n.x, n.x]", "{'a': n.x, 'b': n.x}")
     + "{{ n.x }}",

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
+from markupsafe import Markup
 
 from neuron.chat import sandbox
 from tests.unit.chat.bombs import BOMBS
@@ -66,6 +68,84 @@ def test_concatenation_takes_what_jinja2_takes():
     assert _render(
         "{% set x = 'a' ~ 'b' %}{% macro m(y) %}{{ x ~ y }}{% endmacro %}{{ m(1) }}"
     ) == ("ab1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a + a + 'b'",
+        "1 + 2 + 3.5",
+        "n + 1 + n",
+        "a + (a + a) + a",
+        "[1] + [2] + [n]",
+        "(a + a) ~ (n + n)",
+        "safe + '<' + a",
+        "a + n",
+        "n + a + a",
+        "a + a + missing",
+        "missing + a",
+        "n % 2 + n % -2",
+        "n % 0",
+        "n + true",
+        "a % 2",
+    ],
+)
+def test_sums_are_what_the_library_makes_of_them(text: str):
+    values = {"a": "é", "n": 7, "safe": Markup("<b>")}
+    assert _outcome(_render, text, values) == _outcome(_library, text, values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "d.x is defined",
+        "d.x == e.x",
+        "d.x == d.y",
+        "d.x in [e.y]",
+        "d.x | length",
+        "d.x.y",
+        "d.x()",
+        "d.keys | string | length > 0",
+        "namespace(a=1).b is defined",
+        "namespace(a=none).a is none",
+    ],
+)
+def test_what_a_dict_has_not_is_undefined_as_in_the_library(text: str):
+    values = {"d": {"z": 1}, "e": {}}
+    assert _outcome(_render, text, values) == _outcome(_library, text, values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a == b",
+        "(a == b) != (n < 3)",
+        "n < 3 < 7",
+        "a in ('x', 'y')",
+        "a not in ['x']",
+        "'x' in a",
+        "a in d",
+        "[a] in [[b]]",
+        "d == d and a != b",
+        "n in a",
+        "[a] in d",
+    ],
+)
+def test_comparisons_are_what_the_library_makes_of_them(text: str):
+    values = {"a": "x", "b": "x" * 2000, "n": 5, "d": {"x": [1]}}
+    assert _outcome(_render, text, values) == _outcome(_library, text, values)
+
+
+def _library(text: str, **values: Any) -> str:
+    return ImmutableSandboxedEnvironment().from_string(text).render(values)
+
+
+def _outcome(render: Callable[..., str], text: str, values: dict[str, Any]) -> str:
+    """What is printed, or what is complained about."""
+    try:
+        return render("{{ " + text + " }}", **values)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 @pytest.mark.parametrize(

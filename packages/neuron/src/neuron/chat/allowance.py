@@ -29,6 +29,7 @@ __all__ = [
     "limited",
     "made",
     "tick",
+    "turned",
     "weigh",
 ]
 
@@ -75,7 +76,7 @@ def tick() -> None:
     compiler folds constants."""
     allowance = _current.get()
     if allowance is not None and time.monotonic() > allowance.deadline:
-        raise TemplateLimit(f"rendering took longer than {MAX_RENDER_S} s")
+        raise _too_long()
 
 
 def charge(size_bytes: int) -> None:
@@ -84,7 +85,28 @@ def charge(size_bytes: int) -> None:
         return
     allowance.room -= size_bytes
     if allowance.room < 0:
-        raise TemplateLimit(f"values of more than {_MAX_MADE_BYTES} bytes")
+        raise _too_much()
+
+
+def turned(_: object, size_bytes: int) -> None:
+    """One turn of a loop, or one call of a macro, that can print so many characters: a tick and a
+    charge at once. Compiled templates call it, with a context."""
+    allowance = _current.get()
+    if allowance is None:
+        return
+    if time.monotonic() > allowance.deadline:
+        raise _too_long()
+    allowance.room -= size_bytes
+    if allowance.room < 0:
+        raise _too_much()
+
+
+def _too_long() -> TemplateLimit:
+    return TemplateLimit(f"rendering took longer than {MAX_RENDER_S} s")
+
+
+def _too_much() -> TemplateLimit:
+    return TemplateLimit(f"values of more than {_MAX_MADE_BYTES} bytes")
 
 
 def made(value: Any, item_bytes: int = _ITEM_BYTES) -> Any:
@@ -93,7 +115,11 @@ def made(value: Any, item_bytes: int = _ITEM_BYTES) -> Any:
         size = len(value)
         if size > MAX_VALUE:
             check_length(size)
-        charge(sys.getsizeof(value) if size > 100 else 100)
+        allowance = _current.get()  # not by `charge`: this is called most of all
+        if allowance is not None:
+            allowance.room -= sys.getsizeof(value) if size > 100 else 100
+            if allowance.room < 0:
+                raise _too_much()
     elif isinstance(value, list | tuple):
         check_items(len(value))
         charge(item_bytes * len(value))

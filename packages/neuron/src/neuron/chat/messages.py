@@ -15,6 +15,8 @@ Message = dict[str, Any]
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Under which reasoning comes back from clients; the first is what templates read by now."""
 
+_REASONING = frozenset(REASONING_KEYS)
+
 
 class Wants(msgspec.Struct, frozen=True):
     """What a template expects of messages, as far as its text tells."""
@@ -87,11 +89,11 @@ def through_text(messages: list[Message], tools: list[dict[str, Any]] | None) ->
 
 
 def _shaped(message: Message, wants: Wants) -> Message:
-    shaped = {
-        key: value
-        for key, value in message.items()
-        if value is not None or (key == "content" and wants.empty_content)
-    }
+    shaped = message.copy()
+    if None in message.values():
+        kept = "content" if wants.empty_content else None
+        for key in [key for key, value in message.items() if value is None and key != kept]:
+            del shaped[key]
     if shaped["role"] == "developer" and not wants.developer:
         shaped["role"] = "system"
     content = shaped.get("content")
@@ -102,11 +104,10 @@ def _shaped(message: Message, wants: Wants) -> Message:
     calls = shaped.get("tool_calls")
     if calls:
         shaped["tool_calls"] = [_shaped_call(call, wants.objects) for call in calls]
-    for key in REASONING_KEYS:
-        if key in shaped:
-            shaped.setdefault("thinking", shaped[key])
-            shaped["reasoning_content"] = shaped[key]
-            break
+    if not _REASONING.isdisjoint(shaped):
+        key = next(key for key in REASONING_KEYS if key in shaped)
+        shaped.setdefault("thinking", shaped[key])
+        shaped["reasoning_content"] = shaped[key]
     return shaped
 
 

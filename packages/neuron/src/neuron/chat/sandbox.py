@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sized
 from datetime import datetime
+from functools import partial, reduce
 from types import BuiltinMethodType
 from typing import Any
 
@@ -18,7 +19,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Macro, Undefined
+from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -29,12 +30,12 @@ from neuron.chat.allowance import (
     NEW_ITEM_BYTES,
     TemplateLimit,
     allowed,
-    charge,
     check_items,
     check_length,
     limited,
     made,
     tick,
+    turned,
     weigh,
 )
 from neuron.chat.filters import (
@@ -52,8 +53,10 @@ _MAX_NODES = 8000  # of the syntax tree, which takes about a second to compile
 _MAX_REASON = 1000  # characters
 _OF_DICT = frozenset(dir(dict))
 _OF_TEXT = frozenset(name for name in dir(str) if name[0] != "_") - {"format", "format_map"}
-_DIRECT = (Macro, BuiltinMethodType)  # safe to call, once got at; and they want no context
-_MOST_JUDGED = 1024  # pairs of type and attribute whose safety is remembered
+_OF_LOOP = frozenset(name for name in dir(LoopContext) if name[0] != "_")
+_MISSING = object()
+_SMALL = 1000  # characters that are compared or searched in no time
+_MOST_JUDGED = 1024  # attributes of which something is remembered
 
 
 def parse(text: str) -> nodes.Template:
@@ -79,9 +82,11 @@ def render(
     with allowed(deadline or time.monotonic() + MAX_RENDER_S):
         pieces: list[str] = []
         size = 0
-        for piece in template.generate(context):
+        # What `generate` calls, without its rewriting of tracebacks, which nobody sees.
+        for piece in template.root_render_func(template.new_context(context)):
             size += len(piece)
-            check_length(size)
+            if size > MAX_VALUE:
+                check_length(size)
             pieces.append(piece)
         return _sendable("".join(pieces))
 
@@ -108,11 +113,15 @@ def _finalize(value: Any) -> Any:
 
 
 @jinja2.pass_context  # which also keeps the compiler from folding it away
-def _tick(_: Context, constants: int) -> str:
-    """One turn of a loop, or one call of a macro, that can print `constants` characters."""
-    tick()
-    charge(constants)
-    return ""
+def _added(context: Context, parts: tuple[Any, ...]) -> Any:
+    """The sum of two or more, from the left. Texts are put together at once."""
+    size = 0
+    for part in parts:
+        if type(part) is not str:
+            return reduce(partial(_ENVIRONMENT.call_binop, context, "+"), parts)
+        size += len(part)
+    check_length(size)
+    return made("".join(parts))
 
 
 @jinja2.pass_context
@@ -124,6 +133,8 @@ def _concat(_: Context, parts: tuple[Any, ...]) -> str:
 @jinja2.pass_context
 def _weighed(_: Context, value: Any) -> Any:
     """An operand of a comparison, or a key."""
+    if type(value) is str and len(value) < _SMALL:
+        return value
     tick()
     weigh(value)
     return value
@@ -132,6 +143,8 @@ def _weighed(_: Context, value: Any) -> Any:
 @jinja2.pass_context
 def _ticked(_: Context, value: Any) -> Any:
     """What is searched for a constant."""
+    if type(value) is str and len(value) < _SMALL:
+        return value
     tick()
     return value
 
@@ -159,7 +172,7 @@ class _Watched(NodeTransformer):
     def visit_repeated(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
         self.generic_visit(node)
         constants = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        ticked = _through("_tick", nodes.Const(constants))
+        ticked = _through("_turned", nodes.Const(constants))
         node.body.insert(0, nodes.ExprStmt(ticked).set_lineno(node.lineno, override=True))
         if isinstance(node, nodes.For):
             node.iter = _through("_iterated", node.iter)
@@ -169,18 +182,31 @@ class _Watched(NodeTransformer):
 
     visit_For = visit_Macro = visit_CallBlock = visit_repeated  # noqa: N815
 
+    def visit_Add(self, node: nodes.Add) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        left = node.left
+        if isinstance(node.right, nodes.Const) and not isinstance(node.right.value, str):
+            return node
+        if isinstance(left, nodes.Filter) and left.name == "_added":
+            assert isinstance(left.node, nodes.Tuple)
+            left.node.items.append(node.right)
+            return left
+        return _through("_added", nodes.Tuple([left, node.right], "load"))
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _through("_concat", nodes.Tuple(node.nodes, "load"))
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        """To compare two values takes no longer than the smaller one is big, so only the second is
+        weighed; what is looked up in a mapping is hashed, however small that is."""
         self.generic_visit(node)
         operands = [node.expr, *(operand.expr for operand in node.ops)]
-        is_open = sum(not isinstance(operand, nodes.Const) for operand in operands) > 1
-        if is_open:
+        is_open = sum(not _is_small(operand) for operand in operands) > 1
+        if is_open and node.ops[0].op in ("in", "notin"):
             node.expr = _through("_weighed", node.expr)
         for operand in node.ops:
-            if is_open or operand.op in ("in", "notin"):
+            if is_open or (operand.op in ("in", "notin") and not _is_small(operand.expr)):
                 operand.expr = _through("_weighed" if is_open else "_ticked", operand.expr)
         return node
 
@@ -193,6 +219,13 @@ class _Watched(NodeTransformer):
         if not isinstance(node.key, nodes.Const):
             node.key = _through("_weighed", node.key)
         return node
+
+
+def _is_small(node: nodes.Node) -> bool:
+    """Whatever its value, it is compared in no time: a constant, a list of them, or a truth."""
+    if isinstance(node, nodes.Tuple | nodes.List):
+        return all(isinstance(item, nodes.Const) for item in node.items)
+    return isinstance(node, nodes.Const | nodes.Compare | nodes.Not | nodes.Test)
 
 
 def _through(name: str, node: nodes.Node) -> nodes.Filter:
@@ -208,6 +241,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._judged: dict[tuple[type, str], bool] = {}
+        self._undefined: dict[str, Undefined] = {}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template = super()._parse(source, name, filename)
@@ -216,17 +250,29 @@ class _Environment(ImmutableSandboxedEnvironment):
         return _Watched().visit(template).set_environment(self)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        # As the library does it, without an exception for each key of a message, and without
-        # another look at what all texts have.
+        # As the library does it, without an exception for each key that a message has or has not,
+        # and without another look at what all texts, loops and namespaces have.
         kind = type(obj)
         if kind is dict and attribute not in _OF_DICT:
-            try:
-                return obj[attribute]
-            except KeyError:
-                return self.undefined(obj=obj, name=attribute)
+            value = obj.get(attribute, _MISSING)
+            return self._absent(attribute) if value is _MISSING else value
         if kind is str and attribute in _OF_TEXT:
             return getattr(obj, attribute)
+        if kind is LoopContext and attribute in _OF_LOOP:
+            return getattr(obj, attribute)
+        if kind is _Namespace and attribute[0] != "_":
+            value = getattr(obj, attribute, _MISSING)
+            return self.undefined(obj=obj, name=attribute) if value is _MISSING else value
         return super().getattr(obj, attribute)
+
+    def _absent(self, key: str) -> Undefined:
+        """Of any dict; it remembers no more of it than that it is one."""
+        known = self._undefined.get(key)
+        if known is None:
+            known = self.undefined(obj={}, name=key)
+            if len(self._undefined) < _MOST_JUDGED:
+                self._undefined[key] = known
+        return known
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """What the library says; it asks for nothing but the object's type and the name."""
@@ -246,9 +292,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if type(left) is int and type(right) is int and operator in "+%":
+            return left + right if operator == "+" else left % right
         if operator == "+":
-            if type(left) is str and type(right) is str:
-                return made(left + right)
             if isinstance(left, list | tuple) and isinstance(right, list | tuple):
                 check_items(len(left) + len(right))
             return made(super().call_binop(context, operator, left, right))
@@ -270,17 +316,25 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __callee: Any, *arguments: Any, **named: Any) -> Any:  # noqa: N805
         tick()
+        if type(__callee) is Macro:
+            return _direct(__callee, arguments, named)
         method = getattr(__callee, "__wrapped__", __callee)  # the sandbox wraps str.format
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
             check_method(owner, method.__name__, arguments, named)
         elif owner is not None and isinstance(owner, list | tuple | Mapping):
             weigh((owner if method.__name__ in ("index", "count") else "", arguments))
-        if type(__callee) in _DIRECT:
-            named.pop("_block_vars", None)
-            named.pop("_loop_vars", None)
-            return made(__callee(*arguments, **named), NEW_ITEM_BYTES)
+        if type(__callee) is BuiltinMethodType:
+            return _direct(__callee, arguments, named)
         return made(super().call(__context, __callee, *arguments, **named), NEW_ITEM_BYTES)
+
+
+def _direct(callee: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """What a macro or a built-in method returns: once got at they are safe to call, and they want
+    no context."""
+    named.pop("_block_vars", None)
+    named.pop("_loop_vars", None)
+    return made(callee(*arguments, **named), NEW_ITEM_BYTES)
 
 
 # the dialect
@@ -328,8 +382,9 @@ def _environment() -> _Environment:
     )
     filters = environment.filters
     filters |= watched_filters(filters)
-    filters |= {"_concat": _concat, "_iterated": _iterated, "_made": _made}
-    filters |= {"_tick": _tick, "_ticked": _ticked, "_weighed": _weighed}
+    filters |= {"_added": _added, "_concat": _concat, "_iterated": _iterated, "_made": _made}
+    filters |= {"_ticked": _ticked, "_weighed": _weighed}
+    filters["_turned"] = jinja2.pass_context(turned)
     environment.tests |= watched_tests(environment.tests)
     environment.globals |= {
         "dict": _dict,
