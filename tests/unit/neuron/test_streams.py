@@ -16,9 +16,11 @@ from cortex_core.errors import (
 )
 from cortex_core.outcome import Usage
 from cortex_core.wire import ipc
+from neuron import streams
 from neuron.streams import RequestStream, StreamTable
 
 FINISHED = ipc.Finished(1, "stop", Usage(1, 0, 1, 0))
+MOST_UNREAD = streams._MOST_UNREAD
 GONE = Fault("upstream_failed", "the worker was killed")
 
 
@@ -52,6 +54,17 @@ class Wire:
     def finish(self, stream: RequestStream, reason: ipc.FinishReason = "stop") -> None:
         finished = ipc.Finished(stream.request, reason, Usage())
         self.table.dispatch(ipc.Step("m", finished=[finished]))
+
+    def say(self, stream: RequestStream, count: int) -> None:
+        """So many deltas, each in a step of its own."""
+        for number in range(count):
+            said = delta(f"{number} ", request=stream.request)
+            self.table.dispatch(ipc.Step("m", deltas=[said]))
+
+    @property
+    def paces(self) -> list[ipc.Command]:
+        """What the worker was told of who reads, in order."""
+        return [sent for sent in self.sent if isinstance(sent, ipc.Pause | ipc.Resume)]
 
     @property
     def prompts(self) -> list[object]:
@@ -191,6 +204,88 @@ async def test_cancelling_a_model_tells_the_worker_and_the_readers(wire: Wire):
         with pytest.raises(UpstreamFailed):
             await mine.read()
         assert not other.is_ended
+
+
+# a reader that stops
+
+
+async def test_a_request_whose_reader_stops_is_paused_once_and_resumed_when_it_reads(wire: Wire):
+    async with wire.open() as stream:
+        wire.start(stream)
+        wire.say(stream, MOST_UNREAD - 2)
+        assert wire.paces == []
+        wire.say(stream, 20)  # what was on its way still comes
+        assert wire.paces == [ipc.Pause(stream.request)]
+        assert wire.table.load("m") == (1, 0)
+        started, text = await stream.read()
+        assert started == ipc.Started(stream.request, 1, 0)
+        assert isinstance(text, ipc.Delta)
+        assert text.text == "".join(
+            f"{number} " for count in (MOST_UNREAD - 2, 20) for number in range(count)
+        )
+        assert wire.paces == [ipc.Pause(stream.request), ipc.Resume(stream.request)]
+        wire.say(stream, MOST_UNREAD)
+        assert wire.paces[2:] == [ipc.Pause(stream.request)]
+
+
+async def test_a_reader_that_keeps_up_pauses_nothing(wire: Wire):
+    async with wire.open() as stream:
+        for _ in range(4):
+            wire.say(stream, MOST_UNREAD - 1)
+            await stream.read()
+        assert wire.paces == []
+
+
+async def test_who_has_stopped_holds_up_nobody_else(wire: Wire):
+    async with wire.open() as stopped, wire.open() as other:
+        wire.say(stopped, MOST_UNREAD)
+        wire.say(other, 1)
+        assert await other.read() == [delta("0 ", request=other.request)]
+        assert wire.paces == [ipc.Pause(stopped.request)]
+
+
+async def test_an_answer_that_has_ended_is_neither_paused_nor_resumed(wire: Wire):
+    async with wire.open() as long, wire.open() as paused:
+        wire.say(long, MOST_UNREAD - 1)
+        wire.finish(long)
+        wire.say(paused, MOST_UNREAD)
+        wire.finish(paused)
+        for stream in (long, paused):
+            assert (await stream.read())[-1] == ipc.Finished(stream.request, "stop", Usage())
+    assert wire.paces == [ipc.Pause(paused.request)]
+    assert wire.sent[-1] == ipc.Pause(paused.request)
+
+
+async def test_a_paused_request_whose_worker_is_lost_says_so_and_nothing_to_the_next_worker(
+    wire: Wire,
+):
+    async with wire.open() as stream:
+        wire.say(stream, MOST_UNREAD)
+        wire.table.fail(GONE)
+        assert len(await stream.read()) == 1
+        with pytest.raises(UpstreamFailed):
+            await stream.read()
+    assert wire.sent[1:] == [ipc.Pause(stream.request)]
+
+
+async def test_a_paused_request_that_is_left_is_cancelled(wire: Wire):
+    async with wire.open() as stream:
+        wire.say(stream, MOST_UNREAD)
+    assert wire.sent[1:] == [ipc.Pause(stream.request), ipc.Cancel(stream.request)]
+
+
+async def test_what_is_paused_is_not_in_flight_once_the_worker_must_have_heard_of_it(wire: Wire):
+    async with wire.open("stopped") as stopped, wire.open("runs") as runs:
+        wire.start(stopped, runs)
+        wire.say(stopped, MOST_UNREAD - 1)
+        assert wire.paces == [ipc.Pause(stopped.request)]
+        wire.say(runs, 1)
+        assert wire.in_flight() == ["stopped", "runs"]
+        wire.say(runs, 1)
+        assert wire.in_flight() == ["runs"]
+        await stopped.read()
+        assert wire.in_flight() == ["stopped", "runs"]
+    assert wire.in_flight() == ["stopped", "runs"]  # both were cancelled
 
 
 # what the worker may be computing

@@ -16,6 +16,7 @@ from cortex_core.wire.ipc import (
     Finished,
     Generate,
     LoadFailed,
+    Pause,
     Rank,
     Sampling,
     Tokenize,
@@ -216,6 +217,13 @@ def test_a_withdrawn_request_is_computed_no_further(worker: AskingWorker):
     assert big.finished.reason == "cancelled"
     assert big.result is None
     assert worker.reply(embed("mean", "x")).vectors.shape == (1, 64)
+
+
+def test_nothing_of_it_can_be_paused(worker: AskingWorker):
+    some = worker.begin(embed("mean", *["a " * 500] * 30))
+    worker.send(Pause(max(worker.replies)))
+    worker.wait_until(lambda: some.is_over)
+    assert some.vectors.shape == (30, 64)
 
 
 def test_unloading_ends_what_waits_with_a_fault(worker: AskingWorker, tmp_path: Path):

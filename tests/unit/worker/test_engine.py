@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from cortex_core.errors import NodeUnavailable
-from cortex_core.wire.ipc import Cancel, EngineParams, Generate, Sampling, Step
+from cortex_core.wire.ipc import (
+    Cancel,
+    EngineParams,
+    Generate,
+    Pause,
+    Resume,
+    Sampling,
+    Step,
+)
 from neuron.worker import engine as engine_module
 from neuron.worker import llama
 from neuron.worker.engine import Engine
@@ -114,6 +122,60 @@ def test_a_cancel_frees_the_sequence_in_the_next_turn(bench: Bench) -> None:
     assert [s.request for step in steps for s in step.started] == [5]
 
 
+def test_a_paused_request_says_nothing_until_it_is_resumed(bench: Bench) -> None:
+    for request in (1, 2):
+        bench.submit(request)
+    bench.turn(6)
+    bench.engine.submit(Pause(1))
+    assert {delta.request for step in bench.turn(10) for delta in step.deltas} == {2}
+    state = bench.engine.state()
+    assert (state.running, state.paused, state.waiting) == (2, 1, 0)
+    bench.engine.submit(Resume(1))
+    assert {delta.request for step in bench.turn(10) for delta in step.deltas} == {1, 2}
+    assert bench.engine.state().paused == 0
+
+
+@pytest.mark.parametrize("others", [0, 4], ids=["in its slot", "without a slot"])
+def test_a_paused_request_can_be_cancelled(bench: Bench, others: int) -> None:
+    bench.submit(1)
+    bench.turn(6)
+    bench.engine.submit(Pause(1))
+    for request in range(2, 2 + others):
+        bench.submit(request)
+    bench.turn(8)
+    assert len(bench.engine._kv._busy) == (others or 1)
+    bench.engine.submit(Cancel(1))
+    steps = bench.turn()
+    assert [(f.request, f.reason) for s in steps for f in s.finished] == [(1, "cancelled")]
+    assert (bench.engine.state().running, bench.engine.state().paused) == (others, 0)
+    assert len(bench.engine._kv._busy) == others
+
+
+def test_no_request_waits_for_a_slot_of_one_that_is_paused(bench: Bench) -> None:
+    for request in range(1, 5):
+        bench.submit(request)
+    bench.turn(12)
+    for request in (3, 1):
+        bench.engine.submit(Pause(request))
+    bench.turn()
+    alone = bench.answer(chat("What is 3 + 4?"))
+    for request in (1, 3):
+        bench.engine.submit(Resume(request))
+    said = {delta.request for step in bench.turn(12) for delta in step.deltas}
+    assert said == {1, 2, 3, 4}
+    for request in range(1, 5):
+        bench.engine.submit(Cancel(request))
+    bench.turn()
+    assert bench.answer(chat("What is 3 + 4?")) == alone
+
+
+def test_words_about_a_request_that_has_ended_are_no_trouble(bench: Bench) -> None:
+    answer = bench.answer(chat("What is 3 + 4?"))
+    for command in (Pause(99), Resume(99), Resume(1), Pause(2)):
+        bench.engine.submit(command)
+    assert bench.answer(chat("What is 3 + 4?")) == answer
+
+
 def test_slots_given_back_out_of_order_leave_no_trace_in_the_answers(bench: Bench) -> None:
     """Rows of the running sequences bridge the gap of an idle one; its cache stays true."""
     questions = [f"What is {n} + {n + 1}?" for n in range(4)]
@@ -145,7 +207,10 @@ def test_a_refused_batch_fails_its_requests_and_nobody_else(bench: Bench, code: 
 def test_a_failed_step_fails_all_requests_with_the_cause(
     bench: Bench, code: int | Exception
 ) -> None:
-    for request in range(1, 7):
+    bench.submit(1)
+    bench.turn(6)
+    bench.engine.submit(Pause(1))
+    for request in range(2, 7):
         bench.submit(request)
     bench.turn(6)
     bench.fail_decode(code)
@@ -198,12 +263,15 @@ def test_a_request_that_cannot_be_taken_fails_alone(
 
 def test_stopping_fails_what_is_left_with_the_given_fault(bench: Bench) -> None:
     fault = NodeUnavailable("gone").fault
-    bench.submit(1)
-    bench.turn(2)
+    for request in (1, 3):
+        bench.submit(request)
+    bench.turn(4)
+    bench.engine.submit(Pause(3))
+    bench.turn()
     bench.submit(2)
     bench.engine.stop(fault)
     bench.engine.run()
-    assert bench.faults(bench.steps) == {1: "node_unavailable", 2: "node_unavailable"}
+    assert bench.faults(bench.steps) == dict.fromkeys((1, 2, 3), "node_unavailable")
     assert bench.engine.is_idle
 
 

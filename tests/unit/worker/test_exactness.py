@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cortex_core.wire.ipc import EngineParams, Generate, Sampling, Started, Step
+from cortex_core.wire.ipc import (
+    EngineParams,
+    Generate,
+    Pause,
+    Resume,
+    Sampling,
+    Started,
+    Step,
+)
 from neuron.worker import llama
 from neuron.worker.engine import Engine
 from neuron.worker.host_cache import HostCache, space_of
@@ -104,11 +112,21 @@ class Served:
         for _ in range(count):
             self.engine._turn()
 
+    def pause(self, request: int) -> None:
+        self.engine.submit(Pause(request))
+        self.turns(1)
+
+    def resume(self, request: int) -> None:
+        self.engine.submit(Resume(request))
+
     def finish(self) -> None:
-        while not self.engine.is_idle:
-            self.engine._turn()
+        """Until all who are not paused have ended."""
+        engine = self.engine
+        while engine._inbox or engine._scheduler.has_work:
+            engine._turn()
         assert not [failed for step in self.steps for failed in step.failed]
-        assert self.engine.state().cells_running == 0
+        state = engine.state()
+        assert state.paused or (engine.is_idle and state.cells_running == 0)
 
     def ask(self, request: int, prompt: list[int], answer: int = ANSWER) -> Started:
         self.submit(request, prompt, answer)
@@ -307,6 +325,41 @@ def test_chunks_while_others_run(serve: Serve, kind: str, taken: Tokens, cold: C
     assert taken[1] == cold(prompt(1, 30), 60)
 
 
+def test_a_pause(serve: Serve, kind: str, taken: Tokens, cold: Cold) -> None:
+    served = serve(kind)
+    stopped, other = prompt(1, 60), prompt(2, 90)
+    served.submit(1, stopped, 60)
+    served.turns(20)
+    served.pause(1)
+    said = len(taken[1])
+    served.ask(2, other, 60)
+    assert len(taken[1]) == said
+    served.resume(1)
+    served.finish()
+    assert taken[1] == cold(stopped, 60)
+    assert taken[2] == cold(other, 60)
+
+
+@pytest.mark.parametrize("host_mb", [0, 256], ids=["computed again", "parked"])
+def test_a_pause_in_which_another_took_the_place(
+    serve: Serve, kind: str, taken: Tokens, cold: Cold, host_mb: int
+) -> None:
+    if kind == "hybrid" and not host_mb:
+        pytest.skip("a hybrid model's numbers for an answer differ when it is computed as a prompt")
+    served = serve(kind, parallel=1, kv="partitioned", host=HostCache(host_mb * 2**20))
+    stopped, other = prompt(1, 200), prompt(2, 300)
+    served.submit(1, stopped, 60)
+    served.turns(20)
+    served.pause(1)
+    served.ask(2, other)
+    assert taken[2] == cold(other)
+    assert served.engine.state().paused == 1
+    assert bool(served.host.size(served.engine._space)) == bool(host_mb)
+    served.resume(1)
+    served.finish()
+    assert taken[1] == cold(stopped, 60)
+
+
 # the unified layout: sums run over everybody's cells, so that the order of their parts, and with it
 # the last bits, depend on where a sequence's cells lie. What stays is what the layout promises: all
 # tokens of a decided model, whoever shares its cells.
@@ -352,6 +405,53 @@ def test_those_who_outgrow_the_pool_go_on_as_if_nothing_had_happened(taken: Toke
     for request in range(4):
         assert len(taken[request]) == 150
         assert taken[request] == taken[9]
+
+
+@pytest.mark.parametrize("host_mb", [0, 256], ids=["computed again", "parked"])
+def test_the_paused_make_way_in_the_pool_before_those_who_run(taken: Tokens, host_mb: int) -> None:
+    host = HostCache(host_mb * 2**20)
+    pool = Served(TINY, host, kv="unified", cells=256, context=256, parallel=2)
+    question = pool.vocabulary.tokenize(chat("Who are you?")).tolist()
+    made_way: list[int] = []
+    suspend = pool.engine._scheduler.suspend
+
+    def noting(sequence: Stream, prompt_size: int) -> None:
+        made_way.append(sequence.request)
+        suspend(sequence, prompt_size)
+
+    pool.engine._scheduler.suspend = noting
+    pool.submit(1, question, 150)
+    pool.submit(2, question, 150)
+    pool.turns(80)
+    pool.pause(1)
+    pool.finish()
+    assert made_way == [1]
+    assert (len(taken[1]) < 150, len(taken[2])) == (True, 150)
+    pool.ask(3, prompt(1, 200), 8)
+    pool.resume(1)
+    pool.finish()
+    pool.engine.close()
+    assert made_way == [1]
+    assert taken[1] == taken[2]
+
+
+def test_a_paused_one_gives_up_its_seat_in_the_pool_and_keeps_its_cells(taken: Tokens) -> None:
+    pool = Served(TINY, kv="unified", cells=512, context=256, parallel=1)
+    stopped, other = (
+        pool.vocabulary.tokenize(chat(question)).tolist() for question in ("Hello", "Who are you?")
+    )
+    pool.submit(1, stopped, 60)
+    pool.turns(30)
+    pool.pause(1)
+    pool.ask(2, other)
+    assert pool.engine.state().paused == 1
+    assert pool.host.size(pool.engine._space) == 0
+    pool.resume(1)
+    pool.finish()
+    assert len(taken[1]) == 60
+    pool.ask(3, stopped, 60)
+    pool.engine.close()
+    assert taken[1] == taken[3]
 
 
 def test_what_was_put_aside_in_the_pool_is_parked_and_comes_back(taken: Tokens) -> None:

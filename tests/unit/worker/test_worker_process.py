@@ -16,9 +16,11 @@ from cortex_core.wire.ipc import (
     Loaded,
     LoadFailed,
     ModelLoad,
+    Pause,
     Progress,
     Reader,
     Report,
+    Resume,
     Unload,
     Unloaded,
     encode,
@@ -39,6 +41,36 @@ def test_a_cancelled_request_ends_and_its_slot_serves_the_next() -> None:
         assert first.reason == "cancelled"
         assert first.usage.completion < 8000
         assert second.reason == "stop"
+
+
+def test_a_paused_answer_lets_others_be_answered_and_goes_on_when_it_is_resumed() -> None:
+    with WorkerProcess() as worker:
+        worker.load(parallel=1, context=8192)
+        answer = worker.start("on and on", sampling=ENDLESS, max_tokens=None)
+        worker.wait_until(lambda: len(answer.deltas) > 3)
+        worker.send(Pause(answer.request))
+        assert worker.ask(chat("What is 3 + 4?")).reason == "stop"
+        load = load_of(worker, "tiny")
+        assert (load.running, load.paused) == (1, 1)
+        said = len(answer.deltas)
+        worker.send(Resume(answer.request))
+        worker.wait_until(lambda: len(answer.deltas) > said)
+        assert load_of(worker, "tiny").paused == 0
+
+
+def test_nothing_is_computed_while_all_are_paused() -> None:
+    with WorkerProcess() as worker:
+        worker.load(parallel=2, context=8192)
+        answer = worker.start("on and on", sampling=ENDLESS, max_tokens=None)
+        worker.wait_until(lambda: len(answer.deltas) > 3)
+        worker.send(Pause(answer.request))
+        first, second = (
+            worker.wait_for(Progress, lambda p: p.models[0].paused == 1).models[0] for _ in "12"
+        )
+        assert (second.steps, second.tokens, second.step_s) == (first.steps, first.tokens, 0)
+        worker.cancel(answer)
+        worker.finish(answer)
+        assert answer.reason == "cancelled"
 
 
 def test_a_waiting_request_can_be_cancelled() -> None:
