@@ -13,6 +13,7 @@ from neuron.chat.template import ChatTemplate, TemplateTexts
 from tests.unit.chat.called import tool
 
 TOOLS = [tool("f")]
+_REMEMBERED = 16  # complaints of one template
 PLAIN = "{{ tools }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 Messages = list[dict[str, Any]]
 
@@ -133,24 +134,38 @@ def test_remedies_leave_the_conversation_as_it_is():
 def test_what_helped_against_a_complaint_is_tried_first_against_the_same():
     messages = [*_said("system a", "user b"), *_called("x"), *_said("system c")]
     remedies = Remedies()
-    alone = [remedy for remedy, _ in remedies.tried(messages, "no") if remedy]
-    for remedy in alone:
-        remedies.learn(remedy.__name__, remedy)
-    for remedy in alone:
-        tried = [each for each, _ in remedies.tried(messages, remedy.__name__) if each]
-        assert tried == [remedy, *(each for each in alone if each is not remedy)]
-        assert list(remedies.tried(_said("user a"), remedy.__name__)) == []
-    assert [remedy for remedy, _ in remedies.tried(messages, "another") if remedy] == alone
+    ways = [way for way, _ in remedies.tried(messages, "no")]
+    assert sorted(map(len, ways)) == list(map(len, ways))
+    assert {1, 2, 3} <= set(map(len, ways))
+    for way in ways:
+        remedies.learn(str(way), way)
+    for way in ways[:_REMEMBERED]:
+        tried = [each for each, _ in remedies.tried(messages, str(way))]
+        assert tried == [way, *(each for each in ways if each != way)]
+        assert list(remedies.tried(_said("user a"), str(way))) == []
+    assert [way for way, _ in remedies.tried(messages, "another")] == ways
 
 
 def test_of_a_template_that_complains_in_ever_new_words_not_all_is_kept():
     messages = _called("x")
     remedies = Remedies()
-    alone = [remedy for remedy, _ in remedies.tried(messages, "no") if remedy]
+    ways = [way for way, _ in remedies.tried(messages, "no")]
     for count in range(100):
-        remedies.learn(str(count), alone[-1])
-    assert next(remedies.tried(messages, "0"))[0] is alone[-1]
-    assert next(remedies.tried(messages, "99"))[0] is alone[0]
+        remedies.learn(str(count), ways[-1])
+    assert next(remedies.tried(messages, str(_REMEMBERED - 1)))[0] == ways[-1]
+    assert next(remedies.tried(messages, str(_REMEMBERED)))[0] == ways[0]
+
+
+def test_what_two_remedies_can_do_is_not_left_to_more():
+    guard = "{% for m in messages %}{% if (m.role == 'system' and not loop.first) or "
+    guard += "(m.tool_call_id and m.tool_call_id | length != 9) %}{{ raise_exception('no') }}"
+    text = "{% endif %}{% endfor %}{{ tools }}{% for m in messages %}<{{ m.role }}>"
+    text += "{{ m.tool_calls[0].function.arguments.a if m.tool_calls else m.content }}{% endfor %}"
+    template = ChatTemplate(TemplateTexts(guard + text))
+    messages = [*_said("system a"), *_called("call_of_many_letters"), *_said("system b")]
+    for _ in range(2):
+        prompt = template.render(messages, TOOLS).text
+        assert prompt.endswith("<system>a\n\nb<user>do<assistant>1<tool>done")
 
 
 def test_remedies_that_are_needed_together_are_not_when_one_does():

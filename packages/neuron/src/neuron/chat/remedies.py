@@ -2,8 +2,9 @@
 
 Some templates take one system turn, or none, want turns to alternate, or calls to have ids of nine
 characters; clients know nothing of that. A remedy changes as little as it can, and is tried only
-once the template has refused the conversation as it is. What helped against a complaint is tried
-first against the same one: in a conversation that goes on, it comes with every request.
+once the template has refused the conversation as it is; several together, only where none does
+alone. What helped against a complaint is tried first against the same one: in a conversation that
+goes on, it comes with every request.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain, combinations
 from typing import Any
 
 from neuron.chat.messages import Arguments
@@ -19,6 +21,7 @@ __all__ = ["Remedies"]
 
 Message = dict[str, Any]
 Remedy = Callable[[list[Message]], list[Message]]
+Together = tuple[Remedy, ...]
 
 _MOST_COMPLAINTS = 16  # of one template, which can make up any number
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
@@ -28,31 +31,33 @@ class Remedies:
     """For one template. Any thread may use it."""
 
     def __init__(self) -> None:
-        self._helped: dict[str, Remedy] = {}
+        self._helped: dict[str, Together] = {}
 
     def tried(
         self, messages: list[Message], complaint: str
-    ) -> Iterator[tuple[Remedy | None, list[Message]]]:
-        """Changed conversations to try in turn: what helped against this complaint before, each
-        remedy that changes something alone, then all up to each. A remedy that stands alone comes
-        with what it makes. `messages` are shaped already, and left as they are."""
-        known = self._helped.get(complaint)
-        if known is not None and (changed := known(messages)) != messages:
+    ) -> Iterator[tuple[Together, list[Message]]]:
+        """Remedies with the conversation they make, to try in turn: what helped against this
+        complaint before, each that changes something alone, each two of them, then all up to each.
+        `messages` are shaped already, and left as they are."""
+        known = self._helped.get(complaint, ())
+        if known and (changed := _applied(known, messages)) != messages:
             yield known, changed
         helpful = [remedy for remedy in _REMEDIES if remedy(messages) != messages]
-        for remedy in helpful:
-            if remedy is not known:
-                yield remedy, remedy(messages)
-        together = messages
-        for count, remedy in enumerate(helpful, 1):
-            together = remedy(together)
-            if count > 1:
-                yield None, together
+        more = (tuple(helpful[:count]) for count in range(3, len(helpful) + 1))
+        for remedies in chain(combinations(helpful, 1), combinations(helpful, 2), more):
+            if remedies != known:
+                yield remedies, _applied(remedies, messages)
 
-    def learn(self, complaint: str, remedy: Remedy | None) -> None:
-        """It helped. Several at once are not remembered: another time one of them may do."""
-        if remedy is not None and len(self._helped) < _MOST_COMPLAINTS:
-            self._helped[complaint] = remedy
+    def learn(self, complaint: str, remedies: Together) -> None:
+        """They helped, together."""
+        if len(self._helped) < _MOST_COMPLAINTS:
+            self._helped[complaint] = remedies
+
+
+def _applied(remedies: Together, messages: list[Message]) -> list[Message]:
+    for remedy in remedies:
+        messages = remedy(messages)
+    return messages
 
 
 def _one_system(messages: list[Message]) -> list[Message]:

@@ -191,14 +191,14 @@ class ChatTemplate:
         except Exception as error:
             rejection = error
         complaint = _one_line(rejection)
-        for remedy, changed in compiled.remedies.tried(shaped, complaint):
+        for remedies, changed in compiled.remedies.tried(shaped, complaint):
             try:
                 prompt = self._run(compiled, context, changed, deadline)
             except sandbox.TemplateLimit:
                 break
             except Exception:  # the first complaint is the one about what the client sent
                 continue
-            compiled.remedies.learn(complaint, remedy)
+            compiled.remedies.learn(complaint, remedies)
             _log.debug("conversation changed for its template", cause=complaint)
             told = "the conversation was changed, because the chat template refused it: "
             return Prompt(prompt, text, unread, (told + complaint,))
