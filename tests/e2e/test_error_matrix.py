@@ -77,7 +77,8 @@ TOLD: list[CortexError] = [
     errors.InvalidJson("the request body is not valid JSON"),
     errors.InvalidRequest("top_p: must be from 0 to 1, got 7", param="top_p"),
     errors.ContextLengthExceeded(
-        "this model's maximum context length is 2048 tokens, but the prompt alone has 5000"
+        "this model's maximum context length is 2048 tokens, but the prompt alone has 5000",
+        overrun=errors.Overrun(5000, 2047),
     ),
     errors.UnsupportedParameter("unsupported parameter: 'audio'", param="audio"),
     PreflightFailed("'m' is damaged", kind="gguf_corrupt"),
@@ -138,7 +139,8 @@ def heard(path: str, reply: Reply) -> Heard:
 
 def _heard_openai(body: dict[str, Any]) -> Heard:
     assert list(body) == ["error"]
-    assert list(body["error"]) == ["message", "type", "code", "param"]
+    more = ["overrun"] if body["error"]["code"] == "context_length_exceeded" else []
+    assert list(body["error"]) == ["message", "type", "code", "param", *more]
     return Heard(body["error"]["type"], body["error"]["code"], body["error"]["message"])
 
 
@@ -153,7 +155,7 @@ def _heard_anthropic(body: dict[str, Any]) -> Heard:
 def expected(path: str, code: str, status: int, message: str) -> Heard:
     if path in ANTHROPIC_ROUTES:
         if code == "context_length_exceeded":
-            message = f"prompt is too long: {message}"
+            message = "prompt is too long: 5000 tokens > 2047 maximum"
         return Heard(ANTHROPIC_TYPES[status], code, message)
     return Heard(OPENAI_TYPES[status], code, message)
 

@@ -336,8 +336,11 @@ def test_errors_arrive_as_the_sdks_own_classes(client: anthropic.Anthropic):
     assert hosted.value.error_code == "unsupported_parameter"
     with pytest.raises(anthropic.BadRequestError, match="temprature"):
         ask(client, extra_body={"temprature": 1})
-    with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
-        ask(client, [{"role": "user", "content": "word " * 100_000}])
+    long: list[MessageParam] = [{"role": "user", "content": "word " * 100_000}]
+    count = client.messages.count_tokens(model=TINY, messages=long).input_tokens
+    words = f"prompt is too long: {count} tokens > 8191 maximum"
+    with pytest.raises(anthropic.BadRequestError, match=words):
+        ask(client, long)
     image: Any = {"type": "image", "source": {"type": "url", "url": "data:,"}}
     with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\]\.content\[0\]"):
         ask(client, [{"role": "user", "content": [image]}])

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cortex_core import errors
-from cortex_core.errors import CortexError, Fault
+from cortex_core.errors import CortexError, Fault, Overrun
 
 
 def _tree(kind: type[CortexError]) -> list[type[CortexError]]:
@@ -20,13 +20,27 @@ CONCRETE = [
 ]
 
 
-@pytest.mark.parametrize("kind", CONCRETE, ids=lambda kind: kind.__name__)
+TIMED = [kind for kind in CONCRETE if kind is not errors.ContextLengthExceeded]
+TOO_LONG = errors.ContextLengthExceeded(
+    "this model's maximum context length is 9 tokens", param="input", overrun=Overrun(12, 8)
+)
+
+
+@pytest.mark.parametrize("kind", TIMED, ids=lambda kind: kind.__name__)
 def test_an_error_survives_the_wire(kind: type[CortexError]):
     sent = kind("it broke", param="model", retry_after_s=7)
     wire = msgspec.msgpack.decode(msgspec.msgpack.encode(sent.fault), type=Fault)
     received = CortexError.from_fault(wire)
     assert type(received) is kind
     assert (received.message, received.param, received.retry_after_s) == ("it broke", "model", 7)
+
+
+def test_by_how_much_a_prompt_is_too_long_survives_the_wire_and_http():
+    wire = msgspec.msgpack.decode(msgspec.msgpack.encode(TOO_LONG.fault), type=Fault)
+    body = msgspec.json.encode(errors.render_openai(TOO_LONG))
+    for received in (CortexError.from_fault(wire), errors.parse_openai(body, status=400)):
+        assert isinstance(received, errors.ContextLengthExceeded)
+        assert received.fault == TOO_LONG.fault
 
 
 @pytest.mark.parametrize("kind", CONCRETE, ids=lambda kind: kind.__name__)
@@ -87,11 +101,18 @@ def test_each_vendor_gets_its_own_type_word(error: CortexError, openai: str, ant
 
 
 def test_what_is_too_long_is_told_in_the_words_that_each_vendors_clients_look_for():
-    error = errors.ContextLengthExceeded("this model's maximum context length is 9 tokens")
-    assert "maximum context length is 9 tokens" in errors.render_openai(error)["error"]["message"]
+    told = errors.render_openai(TOO_LONG)["error"]
+    assert "maximum context length is 9 tokens" in told["message"]
+    assert told["overrun"] == {"tokens": 12, "most": 8}
+    told = errors.render_anthropic(TOO_LONG)["error"]
+    assert told["message"] == "prompt is too long: 12 tokens > 8 maximum"
+
+
+def test_what_is_too_long_is_told_without_numbers_where_there_are_none():
+    error = errors.ContextLengthExceeded("the prompt is too long for this model")
+    assert "overrun" not in errors.render_openai(error)["error"]
     told = errors.render_anthropic(error)["error"]["message"]
-    assert told.startswith("prompt is too long: ")
-    assert error.message in told
+    assert told == "prompt is too long: the prompt is too long for this model"
 
 
 def test_the_tree_in_the_docstring_names_every_error():

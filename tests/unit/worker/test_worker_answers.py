@@ -116,6 +116,9 @@ def test_a_prompt_as_long_as_the_context_fails_with_the_numbers(worker: WorkerPr
     assert answer.fault is not None
     assert answer.fault.code == "context_length_exceeded"
     assert "maximum context length is 1024 tokens" in answer.fault.message
+    assert answer.fault.overrun is not None
+    assert answer.fault.overrun.most == 1023  # one token is the answer's
+    assert f"has {answer.fault.overrun.tokens} tokens" in answer.fault.message
     assert answer.started is None
 
 

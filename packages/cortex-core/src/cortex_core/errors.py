@@ -58,6 +58,7 @@ __all__ = [
     "NoCapacity",
     "NodeUnavailable",
     "NotFound",
+    "Overrun",
     "PoisonPrompt",
     "PreflightFailed",
     "RateLimitExceeded",
@@ -78,13 +79,22 @@ __all__ = [
 ]
 
 
+class Overrun(msgspec.Struct, frozen=True):
+    """By how much a prompt is too long: the tokens that it has, and the most that it may have."""
+
+    tokens: int
+    most: int
+
+
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An error as a value: what crosses a process boundary and is kept in state."""
+    """An error as a value: what crosses a process boundary and is kept in state. `overrun`: of a
+    prompt that is too long."""
 
     code: str
     message: str
     param: str | None = None
     retry_after_s: int | None = None
+    overrun: Overrun | None = None
 
 
 class CortexError(Exception):
@@ -112,6 +122,8 @@ class CortexError(Exception):
     def from_fault(fault: Fault) -> CortexError:
         """Raise-able error for a fault from the wire; an unknown code becomes an UpstreamFailed."""
         kind = _BY_CODE.get(fault.code)
+        if kind is ContextLengthExceeded:
+            return kind(fault.message, param=fault.param, overrun=fault.overrun)
         if kind is None:
             if fault.code in PREFLIGHT_KINDS:
                 return PreflightFailed(fault.message, kind=fault.code, param=fault.param)
@@ -135,7 +147,19 @@ class InvalidRequest(RequestError):
 
 
 class ContextLengthExceeded(RequestError):
+    """The message has OpenAI's words; what other dialects say is made from the `overrun`."""
+
     code = "context_length_exceeded"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, overrun: Overrun | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.overrun = overrun
+
+    @property
+    def fault(self) -> Fault:
+        return Fault(self.code, self.message, self.param, overrun=self.overrun)
 
 
 class UnsupportedParameter(RequestError):
@@ -340,15 +364,16 @@ _ANTHROPIC_TYPES = {
 
 
 def render_openai(error: CortexError) -> dict[str, Any]:
-    """`{"error": {message, type, code, param}}`."""
-    return {
-        "error": {
-            "message": error.message,
-            "type": _OPENAI_TYPES.get(error.status, "invalid_request_error"),
-            "code": error.code,
-            "param": error.param,
-        }
+    """`{"error": {message, type, code, param}}`, and the `overrun` where there is one."""
+    told: dict[str, Any] = {
+        "message": error.message,
+        "type": _OPENAI_TYPES.get(error.status, "invalid_request_error"),
+        "code": error.code,
+        "param": error.param,
     }
+    if isinstance(error, ContextLengthExceeded) and error.overrun is not None:
+        told["overrun"] = msgspec.structs.asdict(error.overrun)
+    return {"error": told}
 
 
 def render_anthropic(error: CortexError) -> dict[str, Any]:
@@ -356,7 +381,10 @@ def render_anthropic(error: CortexError) -> dict[str, Any]:
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
     message = error.message
     if isinstance(error, ContextLengthExceeded):
-        message = f"prompt is too long: {message}"  # what this vendor's clients look for
+        # What this vendor's clients look for, and agents compact a conversation upon.
+        if error.overrun is not None:
+            message = f"{error.overrun.tokens} tokens > {error.overrun.most} maximum"
+        message = f"prompt is too long: {message}"
     details = {"error_code": error.code}
     return {"type": "error", "error": {"type": kind, "message": message, "details": details}}
 
@@ -375,6 +403,7 @@ class _OpenAIError(msgspec.Struct):
     message: str
     code: str | None = None
     param: str | None = None
+    overrun: Overrun | None = None
 
 
 class _OpenAIErrorBody(msgspec.Struct):
@@ -388,6 +417,7 @@ def parse_openai(body: bytes, *, status: int, retry_after_s: int | None = None) 
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         excerpt = body[:200].decode("utf-8", "replace")
         return UpstreamFailed(f"HTTP {status} with a body that is no error envelope: {excerpt!r}")
+    code = parsed.code or f"http_{status}"
     return CortexError.from_fault(
-        Fault(parsed.code or f"http_{status}", parsed.message, parsed.param, retry_after_s)
+        Fault(code, parsed.message, parsed.param, retry_after_s, parsed.overrun)
     )

@@ -30,6 +30,7 @@ from cortex_core.envelopes.tokens import (
     Tokenized,
     TokenizeRequest,
 )
+from cortex_core.errors import Overrun
 
 __all__ = ["OPERATIONS", "Operation", "document"]
 
@@ -37,10 +38,13 @@ _AT = "#/components/schemas/"
 
 
 class ErrorDetail(msgspec.Struct):
+    """`overrun`: only of a prompt that is too long."""
+
     message: str
     type: str
     code: str
     param: str | None
+    overrun: Overrun | msgspec.UnsetType = msgspec.UNSET
 
 
 class Error(msgspec.Struct):

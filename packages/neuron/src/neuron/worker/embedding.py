@@ -24,6 +24,7 @@ from cortex_core.errors import (
     InternalError,
     InvalidRequest,
     NoCapacity,
+    Overrun,
     UpstreamFailed,
 )
 from cortex_core.outcome import Usage
@@ -269,6 +270,7 @@ class EmbeddingEngine:
                 f"{at}: this model's maximum context length is {most} tokens, but this text has "
                 f"{len(tokens)}",
                 param=at,
+                overrun=Overrun(len(tokens), most),
             )
         if len(tokens) == 0:
             raise InvalidRequest(f"{at}: has no tokens", param=at)

@@ -17,6 +17,7 @@ from cortex_core.errors import (
     Fault,
     InternalError,
     InvalidRequest,
+    Overrun,
 )
 from cortex_core.wire.ipc import Calls, Constraint, Generate
 from neuron.worker.channels import FINAL, ChannelState
@@ -109,7 +110,8 @@ class Intake:
         if size >= context:
             raise ContextLengthExceeded(
                 f"this model's maximum context length is {context} tokens, but the prompt alone "
-                f"has {size} tokens; one at least must be left for the answer"
+                f"has {size} tokens; one at least must be left for the answer",
+                overrun=Overrun(size, context - 1),
             )
         if command.max_tokens is None:
             return context - size
