@@ -34,7 +34,7 @@ STATE = NodeState(
 )
 ORDER = ("model", "device", "outcome", "code", "source", "by", "cause")
 LOAD = ipc.ModelLoad(
-    "m", 11, 22, 2, 3, 1.5, cells=64, cells_running=32, cells_cached=16, host_bytes=5
+    "m", 11, 22, 2, 3, 1.5, cells=64, cells_running=32, cells_cached=16, host_bytes=5, paused=1
 )
 
 
@@ -82,6 +82,7 @@ def test_a_scrape_tells_everything_about_models_engines_workers_and_devices(metr
     assert got["neuron_model_memory_bytes"][mine] == 77
     assert got["neuron_requests_running"][mine] == 2
     assert got["neuron_requests_waiting"][mine] == 3
+    assert got["neuron_requests_paused"] == {mine: 1}
     assert got["neuron_engine_steps_total"] == {mine: 11}
     assert got["neuron_generated_tokens_total"] == {mine: 22}
     assert got["neuron_engine_step_age_seconds"] == {mine: 1.75}

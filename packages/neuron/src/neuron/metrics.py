@@ -130,7 +130,7 @@ def _of_models(state: NodeState) -> Iterator[Metric]:
     )
     yield _gauge(
         "neuron_requests_running",
-        "Requests whose prompt or answer is being computed.",
+        "Requests whose prompt or answer is being computed, or paused.",
         _MODEL,
         (((m.id, m.device), m.running) for m in models),
     )
@@ -159,6 +159,12 @@ def _of_engines(supervisors: Sequence[Supervisor]) -> Iterator[Metric]:
     )
     yield _counter(
         "neuron_generated_tokens", "Tokens generated.", _MODEL, each(lambda load: load.tokens)
+    )
+    yield _gauge(
+        "neuron_requests_paused",
+        "Of the running requests, those that compute nothing because their client does not read.",
+        _MODEL,
+        each(lambda load: load.paused),
     )
     yield _gauge(
         "neuron_engine_step_age_seconds",

@@ -122,6 +122,7 @@ class NeuronConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chat_templates: dict[str, str] = {}
     drain_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     max_body_mb: Count = 64
+    reader_timeout_s: Positive = 300.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     devices: DevicesSection = DevicesSection()
     models: ModelsSection = ModelsSection()

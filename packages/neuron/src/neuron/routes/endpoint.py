@@ -43,6 +43,7 @@ class Endpoint(ABC):
         self.keep_alive_s = keep_alive_s
         self._node = config.name or None
         self._record = record
+        self._reader_timeout_s = config.reader_timeout_s
 
     @abstractmethod
     async def answer(self, exchange: Exchange, body: bytes) -> None:
@@ -50,7 +51,14 @@ class Endpoint(ABC):
         CortexError, to be told to the client, and ClientGone."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._node, self._record)
+        exchange = Exchange(
+            scope,
+            receive,
+            send,
+            self._node,
+            self._record,
+            reader_timeout_s=self._reader_timeout_s,
+        )
         try:
             await self.answer(exchange, await exchange.read_body())
             exchange.end("ok")

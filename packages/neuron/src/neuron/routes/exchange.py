@@ -41,7 +41,8 @@ class ClientGone(Exception):
 class Exchange:
     """Answers one request, and collects what is known of it for its outcome.
 
-    `record` gets the outcome. `started` and `usage` are to be set as soon as the worker told of
+    `record` gets the outcome. A client that takes nothing of what is being sent for
+    `reader_timeout_s` has left. `started` and `usage` are to be set as soon as the worker told of
     them, `opening` to what a stream's first write begins with.
     """
 
@@ -52,6 +53,8 @@ class Exchange:
         send: Send,
         node: str | None,
         record: Record | None = None,
+        *,
+        reader_timeout_s: float,
     ) -> None:
         self.headers = Headers(scope=scope)
         self.model = ""
@@ -66,6 +69,8 @@ class Exchange:
         self._send = send
         self._node = node
         self._record = record
+        self._reader_timeout_s = reader_timeout_s
+        self._sending_since: float | None = None
         self._sending = asyncio.Lock()  # a keep-alive and a chunk may fall due together
         self._clock = asyncio.get_running_loop().time
         self._since = self._clock()
@@ -99,13 +104,27 @@ class Exchange:
         """Run `work`, and cancel it the moment the client leaves; then raises ClientGone.
 
         From ASGI 2.4 on a server need not fail a send to a client who has left, and before the
-        first token there is nothing to send anyway; so `receive` is what tells.
+        first token there is nothing to send anyway; so `receive` is what tells. One that neither
+        leaves nor reads is told by a timer: what it is not given is held for it in the worker.
         """
         working = asyncio.create_task(work)
         watching = asyncio.create_task(self._disconnect())
+
+        def look() -> None:
+            nonlocal timer
+            now, since = self._clock(), self._sending_since
+            due = (now if since is None else since) + self._reader_timeout_s
+            if now < due:
+                timer = loop.call_at(due, look)
+            else:
+                working.cancel()
+
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._reader_timeout_s, look)
         try:
             await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
         finally:
+            timer.cancel()
             watching.cancel()
             working.cancel()
             await asyncio.wait([working, watching])
@@ -205,10 +224,13 @@ class Exchange:
         await self._emit({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _emit(self, message: Message) -> None:
+        self._sending_since = self._clock()
         try:
             await self._send(message)
         except OSError:  # ASGI 2.4: how some servers tell of a disconnect
             raise ClientGone from None
+        finally:
+            self._sending_since = None
 
     async def _disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
