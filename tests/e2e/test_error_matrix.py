@@ -53,6 +53,7 @@ OPENAI_TYPES = {
     400: "invalid_request_error",
     404: "not_found_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     422: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -64,6 +65,7 @@ ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     404: "not_found_error",
     413: "request_too_large",
+    415: "invalid_request_error",
     422: "invalid_request_error",
     429: "rate_limit_error",
     500: "api_error",
@@ -238,6 +240,16 @@ async def test_what_cannot_be_read_is_told_in_the_dialect(
     said = heard(path, reply)
     assert any(word in said.message for word in words.split("|"))
     assert said == expected(path, code, status, said.message)
+    assert not rig.a.calls
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_an_encoding_that_is_not_undone_is_told_in_the_dialect(rig: Rig, path: str) -> None:
+    reply = await rig.ask("POST", path, b"x", headers={"content-encoding": "br"})
+    assert (reply.status, reply.headers["accept-encoding"]) == (415, "gzip, deflate")
+    said = heard(path, reply)
+    assert "'br'" in said.message
+    assert said == expected(path, "unsupported_encoding", 415, said.message)
     assert not rig.a.calls
 
 

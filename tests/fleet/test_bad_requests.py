@@ -120,9 +120,12 @@ async def test_an_encoded_body_reaches_the_neuron_as_what_it_was(
 
 
 async def test_an_encoding_nobody_here_knows_is_named(rig: Rig) -> None:
-    reply = await rig.ask("POST", CHAT, b"x", headers={"content-encoding": "br"})
-    error = checked(reply, 400, "invalid_request")
-    assert "content-encoding: 'br' is not supported" in error["message"]
+    """And so are those that are known (RFC 9110, 12.5.3)."""
+    for path in (CHAT, "/admin/models/load"):
+        reply = await rig.ask("POST", path, b"x", headers={"content-encoding": "br"})
+        error = checked(reply, 415, "unsupported_encoding")
+        assert "content-encoding: 'br' is not supported" in error["message"]
+        assert reply.headers["accept-encoding"] == "gzip, deflate"
 
 
 async def test_a_body_that_is_not_what_its_encoding_says_is_told_so(rig: Rig) -> None:

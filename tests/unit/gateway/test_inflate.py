@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_core.errors import InvalidRequest
+from cortex_core.errors import InvalidRequest, UnsupportedEncoding
 from cortex_gateway.inflate import STEP_BYTES, inflated
 
 LIMIT = 4 * STEP_BYTES
@@ -43,9 +43,11 @@ async def test_without_an_encoding_nothing_is_done(encoding: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "x" * 1000])
 async def test_an_unknown_encoding_is_named(encoding: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"content-encoding: .* is not supported") as caught:
+    words = r"content-encoding: .* is not supported; send gzip, deflate or none"
+    with pytest.raises(UnsupportedEncoding, match=words) as caught:
         await inflated(b"x", encoding, LIMIT)
     assert repr(encoding[:80]) in caught.value.message
+    assert caught.value.param == "content-encoding"
 
 
 @pytest.mark.parametrize(

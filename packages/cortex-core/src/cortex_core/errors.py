@@ -18,6 +18,7 @@ translated once, at the edge. The tree (HTTP status, code)::
     │   ├── RequestTimeout               408 request_timeout
     │   ├── Conflict                     409 conflict
     │   ├── RequestTooLarge              413 request_too_large
+    │   ├── UnsupportedEncoding          415 unsupported_encoding
     │   ├── PreflightFailed              422 a preflight kind, e.g. gguf_corrupt
     │   ├── TemplateRenderFailed         422 template_render_failed
     │   ├── PoisonPrompt                 422 poison_prompt
@@ -70,6 +71,7 @@ __all__ = [
     "TemplateRenderFailed",
     "ThreadUnsupported",
     "Unavailable",
+    "UnsupportedEncoding",
     "UnsupportedParameter",
     "UpstreamFailed",
     "parse_openai",
@@ -214,6 +216,13 @@ class RequestTooLarge(RequestError):
     code = "request_too_large"
 
 
+class UnsupportedEncoding(RequestError):
+    """The body is compressed in a way that is not undone here."""
+
+    status = 415
+    code = "unsupported_encoding"
+
+
 PreflightKind = Literal[
     "gguf_missing",
     "gguf_corrupt",
@@ -321,6 +330,7 @@ _BY_CODE: dict[str, type[CortexError]] = {
         RequestTimeout,
         Conflict,
         RequestTooLarge,
+        UnsupportedEncoding,
         TemplateRenderFailed,
         PoisonPrompt,
         InvalidConfiguration,

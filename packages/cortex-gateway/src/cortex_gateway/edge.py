@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from cortex_core.errors import CortexError, render_openai
+from cortex_core.errors import CortexError, UnsupportedEncoding, render_openai
+from cortex_gateway.inflate import ACCEPTED
 from cortex_gateway.vigil import Receive
 
 __all__ = [
@@ -60,6 +61,8 @@ def error_head(error: CortexError) -> list[tuple[bytes, bytes]]:
     headers = [(b"content-type", b"application/json")]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    if isinstance(error, UnsupportedEncoding):  # RFC 9110, 12.5.3
+        headers.append((b"accept-encoding", ", ".join(ACCEPTED).encode()))
     return headers
 
 

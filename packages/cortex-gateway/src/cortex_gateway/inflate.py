@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import zlib
 
-from cortex_core.errors import InvalidRequest
+from cortex_core.errors import InvalidRequest, UnsupportedEncoding
 
-__all__ = ["inflated"]
+__all__ = ["ACCEPTED", "inflated"]
+
+ACCEPTED = ("gzip", "deflate")
+"""The content encodings that a request's body may have."""
 
 # What each coding is to zlib. `deflate` means the zlib format (RFC 9110, 8.4.1.2).
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
@@ -21,16 +24,17 @@ _SLICE_BYTES = 64 * 1024
 async def inflated(body: bytes, encoding: str, limit: int) -> bytes | None:
     """The body as it was before it was encoded; None where that has more than `limit` bytes.
 
-    Raises InvalidRequest over an encoding that is not known here, and over a body that is not what
-    its encoding says.
+    Raises UnsupportedEncoding, and InvalidRequest over a body that is not what its encoding says.
     """
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return body
     bits = _WINDOW_BITS.get(encoding)
     if bits is None:
-        raise InvalidRequest(
-            f"content-encoding: {encoding[:80]!r} is not supported; send gzip, deflate or none"
+        raise UnsupportedEncoding(
+            f"content-encoding: {encoding[:80]!r} is not supported; send {', '.join(ACCEPTED)} or "
+            "none",
+            param="content-encoding",
         )
     inflater = zlib.decompressobj(bits)
     parts: list[bytes] = []

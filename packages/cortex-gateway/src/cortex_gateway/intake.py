@@ -59,7 +59,8 @@ async def read_body(
     """The whole body, by content-length or chunked, with its content encoding undone.
 
     With a `vigil`, whoever sends none of it for `idle_timeout_s` ends the request. Raises
-    RequestTooLarge as soon as it is known to exceed `limit` bytes, InvalidRequest and ClientGone.
+    RequestTooLarge as soon as it is known to exceed `limit` bytes, UnsupportedEncoding,
+    InvalidRequest and ClientGone.
     """
     encoding = b""
     for name, value in headers:
