@@ -26,17 +26,24 @@ def model(other_gguf: str) -> Iterator[llama.Model]:
 TEXT = r'root ::= [a-m ]{2,9} "-" [0-9]+ ("," [^a-z"]+)* "!"'
 
 
+OPEN = r'root ::= ([^"\x00-\x1f]{3,9} "\"" [0-9] "-")+'
+
+
+@pytest.mark.parametrize("text", [TEXT, OPEN])
 @pytest.mark.parametrize("wanted", [1, 3, 12])
 def test_the_likeliest_of_the_allowed_are_the_same(
-    model: llama.Model, wanted: int, monkeypatch: pytest.MonkeyPatch
+    model: llama.Model, text: str, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gbnf, "_LOOKED_AT", 64)
+    monkeypatch.setattr(gbnf, "_GROUP", 4)
     grammars = Grammars(model)
-    constraint = Grammar("gbnf", TEXT, "grammar")
+    constraint = Grammar("gbnf", text, "grammar")
     some, every = grammars.compile(constraint), grammars.compile(constraint)
+    assert isinstance(some, gbnf.GbnfGuide)
     rng = np.random.default_rng(wanted)
     is_shorter = False
-    for _ in range(12):
+    was_open: set[bool] = set()
+    for _ in range(12 if text == TEXT else 60):
         row = rng.normal(scale=4, size=model.vocabulary.size).astype(np.float32)
         few, all_ = row.copy(), row.copy()
         some.restrict(few, wanted)
@@ -46,12 +53,27 @@ def test_the_likeliest_of_the_allowed_are_the_same(
         assert (few[best] == row[best]).all()
         assert (few[all_ == -np.inf] == -np.inf).all()
         is_shorter |= (few > -np.inf).sum() < (all_ > -np.inf).sum()
+        was_open.add(some._is_open)
         token = int(best[0])
         some.accept(token)
         every.accept(token)
     assert is_shorter
+    assert was_open == {False, True} or text == TEXT
     some.free()
     every.free()
+
+
+def test_where_all_are_equally_likely_none_that_may_come_is_spared(model: llama.Model) -> None:
+    grammars = Grammars(model)
+    guide = grammars.compile(Grammar("gbnf", "root ::= [^\\x00]*", "grammar"))
+    every = np.zeros(model.vocabulary.size, np.float32)
+    guide.restrict(every, 0)
+    for _ in range(3):
+        row = np.zeros(model.vocabulary.size, np.float32)
+        guide.restrict(row, 5)
+        assert (row == every).all()
+        guide.accept(int(model.vocabulary.tokenize_bare("a")[0]))
+    guide.free()
 
 
 def test_where_few_are_allowed_all_are_looked_at(model: llama.Model) -> None:

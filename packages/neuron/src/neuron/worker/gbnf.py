@@ -30,6 +30,7 @@ _LOOKED_AT = 1024
 """About so many of the likeliest tokens are tried before all: 150,000 take llama.cpp 10 ms."""
 
 _SAMPLED = 8192
+_GROUP = 64
 _NO_TEXT = 256  # in place of a byte
 _NONE: Int32s = np.empty(0, np.int32)
 _LONGEST_STEP_S = 0.25
@@ -81,6 +82,16 @@ class FirstBytes:
         tokens = np.flatnonzero(logits >= least)
         return tokens[begun[self._of[tokens]]].astype(np.int32)
 
+    def likeliest_text(self, logits: Floats, count: int) -> Int32s:
+        """As `likeliest`, of all that is text, whatever it begins with, and in half the time: the
+        best of every 64 tell which logit that is. There may be fewer than `count` where others than
+        text are likely."""
+        best = logits[: len(logits) // _GROUP * _GROUP].reshape(_GROUP, -1).max(axis=0)
+        kept = min(count, len(best))
+        least = np.partition(best, -kept)[-kept] if kept else -np.inf
+        tokens = np.flatnonzero(logits >= least)
+        return tokens[self._of[tokens] != _NO_TEXT].astype(np.int32)
+
 
 class GbnfGuide:
     """Whether the answer is complete only an end-of-generation token tells, which becomes possible
@@ -99,6 +110,7 @@ class GbnfGuide:
         """Raises InvalidRequest that says what is wrong."""
         self._param = param
         self._kept = _NONE
+        self._is_open = False  # of what was likely at the last step, enough was possible
         self._check(text)
         self._ends = np.array(sorted(model.vocabulary.end_ids), np.int32)
         self._first_bytes = first_bytes
@@ -134,12 +146,20 @@ class GbnfGuide:
             best = int(logits.argmax())
             if first.is_text(best) and len(allowed := self._allowed(np.array([best], np.int32))):
                 return allowed
+        few, enough = 16 + 3 * wanted, wanted + len(self._ends)
+        if wanted and self._is_open:  # as inside of a string: it mostly goes on
+            likeliest = first.likeliest_text(logits, few)
+            allowed = self._allowed(self._with_ends(logits, likeliest))
+            if len(allowed) >= enough:
+                return allowed
+        self._is_open = False
         begun = first.begun(self._allowed(first.alone))
         if wanted and first.size(begun) > _LOOKED_AT:
-            for count in (16 + 3 * wanted, _LOOKED_AT):
+            for count in (few, _LOOKED_AT):
                 likeliest = first.likeliest(begun, logits, count)
                 allowed = self._allowed(self._with_ends(logits, likeliest))
-                if len(allowed) >= wanted + len(self._ends):
+                if len(allowed) >= enough:
+                    self._is_open = True
                     return allowed
         return self._allowed(self._with_ends(logits, first.all(begun)))
 
