@@ -31,6 +31,49 @@ async def test_a_message_is_answered_whole_and_as_a_stream(rig: Rig) -> None:
     assert (kinds[0], kinds[-1]) == ("message_start", "message_stop")
 
 
+VERSION = {"anthropic-version": "2023-06-01"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/v1/models", VERSION, 200),
+        ("GET", "/v1/models/only/a", VERSION, 200),
+        ("GET", "/v1/models/nobody/has-this", VERSION, 404),
+        ("GET", "/v1/files", VERSION, 404),
+        ("POST", "/v1/models", VERSION, 405),
+        ("OPTIONS", "/v1/models", VERSION, 405),
+        ("GET", "/admin/fleet", VERSION, 200),
+        ("POST", "/v1/chat/completions", VERSION, 400),
+        ("POST", "/v1/messages", {}, 400),
+        ("GET", "/v1/messages", {}, 405),
+        ("OPTIONS", "/v1/messages/", {}, 405),
+        ("POST", "/v1/messages/count_tokens", {}, 400),
+        ("POST", "/v1/messages/batches", {}, 404),
+    ],
+)
+async def test_anthropics_clients_find_the_requests_id_under_their_own_name(
+    rig: Rig, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    """On the vendor's own routes, whoever asks; and wherever its clients do."""
+    reply = await rig.ask(method, path, headers=headers | {"x-request-id": "mine"})
+    assert reply.status == status
+    assert reply.headers["request-id"] == reply.headers["x-request-id"] == "mine"
+
+
+async def test_a_body_that_nobody_reads_is_refused_by_its_request_id(rig: Rig) -> None:
+    reply = await rig.ask("POST", "/v1/messages/batches", b"x" * 5_000_000)
+    assert (reply.status, json.loads(reply.body)["type"]) == (404, "error")
+    assert reply.headers["request-id"] == reply.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/messages-of-mine", "/v1/chat/completions"])
+async def test_others_find_it_under_the_usual_name_alone(rig: Rig, path: str) -> None:
+    reply = await rig.ask("GET", path)
+    assert "request-id" not in reply.headers
+    assert reply.headers["x-request-id"]
+
+
 @pytest.mark.parametrize(
     ("change", "status", "kind"),
     [

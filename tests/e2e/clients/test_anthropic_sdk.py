@@ -359,6 +359,25 @@ def test_an_answer_names_its_request(client: anthropic.Anthropic):
     raw = client.messages.with_raw_response.create(model=TINY, max_tokens=9, messages=CAPITAL)
     assert message._request_id
     assert raw.headers["request-id"] == raw.headers["x-request-id"] != message._request_id
+    model = client.models.retrieve(TINY)
+    count = client.messages.count_tokens(model=TINY, messages=CAPITAL)
+    page = client.models.list()
+    for answer in (model, count, page):
+        assert answer._request_id
+
+
+def test_an_error_names_its_request_too(client: anthropic.Anthropic):
+    with pytest.raises(anthropic.NotFoundError) as model:
+        client.models.retrieve("no/such")
+    with pytest.raises(anthropic.NotFoundError) as route:
+        client.messages.batches.list()
+    with pytest.raises(anthropic.BadRequestError) as count:
+        client.messages.count_tokens(model=TINY, messages=[])
+    with pytest.raises(anthropic.APIStatusError) as method:
+        client.get("/v1/messages", cast_to=object)
+    assert method.value.status_code == 405
+    for error in (model, route, count, method):
+        assert error.value.request_id == error.value.response.headers["x-request-id"]
 
 
 def test_unknown_betas_are_taken(client: anthropic.Anthropic):

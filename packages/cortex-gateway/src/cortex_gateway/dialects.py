@@ -44,9 +44,7 @@ class Voice(Protocol):
 
 
 class Dialect:
-    """`request_id_headers`: where its clients look for the request id."""
-
-    request_id_headers: tuple[bytes, ...] = (b"x-request-id",)
+    """OpenAI's, unless another says otherwise."""
 
     def keep_alive(self) -> bytes:
         return sse.KEEP_ALIVE
@@ -59,8 +57,6 @@ class Dialect:
 
 
 class _Anthropic(Dialect):
-    request_id_headers = (b"x-request-id", b"request-id")
-
     def error_event(self, error: CortexError) -> bytes:
         return sse.encode(self.error_body(error), event="error")
 

@@ -1,11 +1,14 @@
-"""The gateway's edge: request ids, errors as responses, and answers to bodies that nobody read."""
+"""The gateway's edge: request ids, errors as responses, and answers to bodies that nobody read.
+
+What an answer is called, and by whose custom, is decided here for the hot path, too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
@@ -21,8 +24,10 @@ __all__ = [
     "error_body",
     "error_head",
     "has_body",
+    "id_headers",
     "request_id_of",
     "send_despite_body",
+    "speaks_anthropic",
 ]
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -43,6 +48,20 @@ def request_id_of(headers: Headers) -> bytes:
                 return value
             break
     return b"%032x" % random.getrandbits(128)
+
+
+def speaks_anthropic(scope: Mapping[str, Any]) -> bool:
+    """Whether the route is that vendor's alone, or the client, which then always says so."""
+    if (scope["path"] + "/").startswith("/v1/messages/"):
+        return True
+    return any(name == b"anthropic-version" for name, _ in scope["headers"])
+
+
+def id_headers(scope: Mapping[str, Any], request_id: bytes) -> list[tuple[bytes, bytes]]:
+    """By what its client finds an answer's request id; Anthropic's have their own name for it."""
+    if speaks_anthropic(scope):
+        return [(b"x-request-id", request_id), (b"request-id", request_id)]
+    return [(b"x-request-id", request_id)]
 
 
 def has_body(headers: Headers) -> bool:
@@ -104,6 +123,7 @@ class Edge:
         scope["state"]["request_id"] = request_id.decode()
         if scope["path"].endswith("/"):
             scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        named = id_headers(scope, request_id)
         is_unread = has_body(scope["headers"])
         start: MutableMapping[str, Any] = {}
 
@@ -116,7 +136,7 @@ class Edge:
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                message["headers"] = [*message.get("headers", ()), *named]
                 if is_unread:
                     start.update(message)  # to be sent with the body, below
                     return

@@ -34,7 +34,7 @@ from cortex_gateway.admission import Admission
 from cortex_gateway.answer import NodeFault, kind_of
 from cortex_gateway.caller import caller_of
 from cortex_gateway.dialects import DIALECTS, Route
-from cortex_gateway.edge import Send, has_body, request_id_of
+from cortex_gateway.edge import Send, has_body, id_headers, request_id_of
 from cortex_gateway.fleet import Fleet, Seat
 from cortex_gateway.intake import decode_head, read_body, renamed
 from cortex_gateway.relay import Relay
@@ -149,7 +149,8 @@ class _Exchange:
         self._receive = receive
         self._request_id = request_id_of(self._headers)
         idle_timeout_s = proxy.settings.idle_timeout_s
-        self._reply = Reply(send, route.dialect, self._request_id, self._began, idle_timeout_s)
+        named = id_headers(scope, self._request_id)
+        self._reply = Reply(send, route.dialect, named, self._began, idle_timeout_s)
         self._relay = Relay(self._reply, idle_timeout_s)
         self._model = ""
         self._node: str | None = None

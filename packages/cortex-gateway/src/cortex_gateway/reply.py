@@ -12,7 +12,7 @@ import logging
 import time
 
 from cortex_core.errors import CortexError, MethodNotAllowed
-from cortex_gateway.dialects import Dialect, Voice
+from cortex_gateway.dialects import Voice
 from cortex_gateway.edge import Send, error_head, send_despite_body
 from cortex_gateway.vigil import ClientGone, Receive, Vigil
 
@@ -32,18 +32,18 @@ class Reply:
     """Only the exchange's own task calls it, except for `keep_alive`, which is for its vigil's
     timer. Everything that waits for the client raises ClientGone.
 
-    `voice`: who words what no node says. `status`: what the client was told, 0 before its head.
-    `stream_head`: the headers of a stream that is to come, so far as they are known.
-    `is_answering`: a part of an answer was sent. `is_mid_event`: the last byte that was sent is
-    inside an event. `first_byte_s`: when the answer began, in seconds after the request.
+    `named`: the headers that name the request. `voice`: who words what no node says. `status`: what
+    the client was told, 0 before its head. `stream_head`: the headers of a stream that is to come,
+    so far as they are known. `is_answering`: a part of an answer was sent. `is_mid_event`: the last
+    byte that was sent is inside an event. `first_byte_s`: when the answer began, in seconds after
+    the request.
     """
 
     __slots__ = (
         "_began",
-        "_dialect",
         "_idle_timeout_s",
         "_is_event_stream",
-        "_request_id",
+        "_named",
         "_send",
         "_speaking",
         "first_byte_s",
@@ -58,16 +58,15 @@ class Reply:
     vigil: Vigil
 
     def __init__(
-        self, send: Send, dialect: Dialect, request_id: bytes, began: float, idle_timeout_s: float
+        self, send: Send, voice: Voice, named: RawHeaders, began: float, idle_timeout_s: float
     ) -> None:
         self._send = send
-        self._dialect = dialect
-        self._request_id = request_id
+        self._named = named
         self._began = began
         self._idle_timeout_s = idle_timeout_s
         self._is_event_stream = False
         self._speaking: asyncio.Task[None] | None = None
-        self.voice: Voice = dialect
+        self.voice = voice
         self.status = 0
         self.stream_head: RawHeaders = [EVENT_STREAM]
         self.is_answering = False
@@ -134,9 +133,8 @@ class Reply:
                     await self._send({"type": "http.response.body", "body": event})
                 # else: the server closes the connection of an answer that was left unfinished
         except (TimeoutError, OSError):
-            _log.info(
-                '"the client did not take its error" request_id=%s', self._request_id.decode()
-            )
+            request_id = self._named[0][1].decode()
+            _log.info('"the client did not take its error" request_id=%s', request_id)
 
     async def close(self) -> None:
         """Leave nothing running."""
@@ -146,8 +144,7 @@ class Reply:
 
     async def _open(self, status: int, headers: RawHeaders) -> None:
         self.status = status
-        for name in self._dialect.request_id_headers:
-            headers.append((name, self._request_id))
+        headers += self._named
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _refuse(self, error: CortexError, node: str | None, unread: Receive | None) -> None:
@@ -158,8 +155,7 @@ class Reply:
             headers.append((b"allow", b"POST"))
         if node is not None:
             headers.append((b"x-cortex-node", node.encode()))
-        for name in self._dialect.request_id_headers:
-            headers.append((name, self._request_id))
+        headers += self._named
         self.status = error.status
         start = {"type": "http.response.start", "status": error.status, "headers": headers}
         if unread is not None:

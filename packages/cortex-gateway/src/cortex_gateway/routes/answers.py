@@ -17,14 +17,9 @@ from cortex_core.errors import (
     NotFound,
     render_anthropic,
 )
-from cortex_gateway.edge import error_body, error_head
+from cortex_gateway.edge import error_body, error_head, speaks_anthropic
 
-__all__ = ["EXCEPTION_HANDLERS", "answer", "speaks_anthropic"]
-
-
-def speaks_anthropic(request: Request) -> bool:
-    """On a route that both vendors have; that vendor's clients always send this header."""
-    return "anthropic-version" in request.headers
+__all__ = ["EXCEPTION_HANDLERS", "answer"]
 
 
 def answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -36,7 +31,7 @@ def answer(value: object, status: int = 200, headers: dict[str, str] | None = No
 def _refusal(
     request: Request, error: CortexError, headers: dict[str, str] | None = None
 ) -> Response:
-    is_anthropic = speaks_anthropic(request)
+    is_anthropic = speaks_anthropic(request.scope)
     body = msgspec.json.encode(render_anthropic(error)) if is_anthropic else error_body(error)
     response = Response(body, error.status, headers=headers)
     response.raw_headers.extend(error_head(error))

@@ -17,7 +17,8 @@ from cortex_core.envelopes.anthropic_models import model_info, page_of
 from cortex_core.envelopes.models import ListedLimit, ListedModel, ModelList, ModelLocation
 from cortex_core.errors import ModelNotFound
 from cortex_core.fleet.topology import Location
-from cortex_gateway.routes.answers import answer, speaks_anthropic
+from cortex_gateway.edge import speaks_anthropic
+from cortex_gateway.routes.answers import answer
 
 if TYPE_CHECKING:
     from cortex_gateway.fleet import Fleet
@@ -37,7 +38,7 @@ async def list_models(request: Request) -> Response:
         if model in listed:
             listed[alias] = msgspec.structs.replace(listed[model], id=alias, alias_of=model)
     models = [listed[name] for name in sorted(listed)]
-    if not speaks_anthropic(request):
+    if not speaks_anthropic(request.scope):
         return answer(ModelList(models))
     query = request.query_params
     return answer(
@@ -62,7 +63,7 @@ async def get_model(request: Request) -> Response:
     found = _listed(fleet, model, fleet.topology.models().get(model, []))
     if name != model:
         found = msgspec.structs.replace(found, id=name, alias_of=model)
-    return answer(model_info(found) if speaks_anthropic(request) else found)
+    return answer(model_info(found) if speaks_anthropic(request.scope) else found)
 
 
 def _listed(fleet: Fleet, model: str, locations: list[Location]) -> ListedModel:
