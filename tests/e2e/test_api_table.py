@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -94,7 +94,7 @@ class Route:
         return {*self.request.__struct_encode_fields__, *self.ignored}
 
 
-_MESSAGE = Route(
+_MESSAGES = Route(
     anthropic.MessagesRequest,
     anthropic.IGNORED_PARAMETERS,
     (
@@ -140,8 +140,8 @@ ROUTES = {
         ),
         {"input": "ping", "max_output_tokens": 40},
     ),
-    MESSAGES: _MESSAGE,
-    COUNT: _MESSAGE,
+    MESSAGES: _MESSAGES,
+    COUNT: replace(_MESSAGES, body={"messages": user("ping")}),
 }
 SENT_AS_HEADERS = {"betas"}  # parameters of an SDK's methods that are in no body
 

@@ -96,6 +96,11 @@ async def test_what_the_template_never_looks_at_is_listed():
     assert got.headers["x-cortex-ignored"] == "user, add_generation_prompt"
 
 
+async def test_what_is_about_an_answer_is_listed_once():
+    got = await Asked(ask(temperature=0, max_thinking_tokens=5, tool_choice="none")).replied()
+    assert got.headers["x-cortex-ignored"] == "max_thinking_tokens, temperature, tool_choice"
+
+
 @pytest.mark.parametrize(
     ("body", "known"),
     [

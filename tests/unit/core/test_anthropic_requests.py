@@ -233,6 +233,72 @@ def test_a_count_needs_no_limit_and_is_no_stream() -> None:
     decode_chat_request(translation.chat)
 
 
+OF_ANSWERS: dict[str, Any] = {
+    "max_tokens": 9,
+    "stop_sequences": ["END"],
+    "stream": True,
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.9,
+    "thinking": {"type": "enabled", "budget_tokens": 4, "display": "omitted"},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {}}},
+    "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+}
+
+
+def test_of_a_count_only_that_is_asked_which_its_prompt_is_made_of() -> None:
+    body = {"model": "m", "messages": [user(text("x"))], "tools": [TOOL]}
+    plain = json.dumps(body | {"thinking": {"type": "adaptive"}, "tool_choice": {"type": "auto"}})
+    translation = translate_messages(json.dumps(body | OF_ANSWERS).encode(), is_count=True)
+    chat = json.loads(translate_messages(plain.encode(), is_count=True).chat)
+    assert json.loads(translation.chat) == chat | {"reasoning_effort": "low"}
+    assert not translation.is_stream
+    assert set(translation.ignored) == {
+        "max_tokens", "stop_sequences", "stream", "temperature", "top_k", "top_p",
+        "thinking.budget_tokens", "thinking.display", "output_config.format",
+        "tool_choice.disable_parallel_tool_use",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("is_count", [False, True])
+def test_a_choice_with_nothing_to_choose_from_has_no_effect(is_count: bool) -> None:
+    body = {"model": "m", "max_tokens": 1, "messages": [user(text("x"))]}
+    choice = {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}
+    with_choice = translate_messages(json.dumps(body | choice).encode(), is_count=is_count)
+    without = translate_messages(json.dumps(body).encode(), is_count=is_count)
+    assert with_choice.chat == without.chat
+    assert set(with_choice.ignored) - set(without.ignored) == {"tool_choice"}
+
+
+def test_where_nothing_may_be_called_nothing_is_parallel() -> None:
+    choice = {"type": "none", "disable_parallel_tool_use": True}
+    translation = translated(tools=[TOOL], tool_choice=choice)
+    assert translation.ignored == ("tool_choice.disable_parallel_tool_use",)
+    assert "parallel_tool_calls" not in json.loads(translation.chat)
+
+
+def test_what_else_a_tool_holds_is_listed_and_what_is_no_word_is_not_repeated() -> None:
+    odd = TOOL | {"defer_loading": True, "input_examples": None, "a\r\nb": 1, "ü": 2}
+    translation = translated(tools=[TOOL, odd, TOOL | {"defer_loading": False}])
+    assert translation.ignored == ("tools", "tools.defer_loading")
+
+
+@pytest.mark.parametrize(
+    ("block", "is_listed"),
+    [
+        ({"citations": {"enabled": True}}, True),
+        ({"citations": {"enabled": False}}, False),
+        ({"citations": None}, False),
+        ({}, False),
+    ],
+)
+def test_citations_that_are_wanted_are_listed(block: dict[str, Any], is_listed: bool) -> None:
+    document = {"type": "document", "source": {"type": "text", "data": "d"}} | block
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [document]}
+    for turn in (user(text("x"), document), user(result)):
+        assert ("messages.citations" in translated(messages=[turn]).ignored) is is_listed
+
+
 def asked(**block: Any) -> dict[str, Any]:
     return {"messages": [user(block)]}
 
@@ -247,6 +313,7 @@ REFUSED: list[tuple[dict[str, Any], type[CortexError], str]] = [
     ({"messages": [{"role": "assistant", "content": ""}]}, InvalidRequest, "messages"),
     ({"max_tokens": None}, InvalidRequest, "max_tokens"),
     ({"max_tokens": 0}, InvalidRequest, "max_tokens"),
+    ({"max_tokens": 2**31}, InvalidRequest, "max_tokens"),
     ({"mcp_servers": [{}]}, UnsupportedParameter, "mcp_servers"),
     ({"container": "c"}, UnsupportedParameter, "container"),
     ({"thinking": {"type": "enabled"}}, InvalidRequest, "thinking.budget_tokens"),
@@ -264,6 +331,8 @@ REFUSED: list[tuple[dict[str, Any], type[CortexError], str]] = [
     ({"tools": [{"input_schema": {}}]}, InvalidRequest, "tools[0].name"),
     ({"tools": [{"name": "n"}]}, InvalidRequest, "tools[0].input_schema"),
     ({"tool_choice": {"type": "maybe"}}, InvalidRequest, "tool_choice.type"),
+    ({"tool_choice": {"type": "tool"}}, InvalidRequest, "tool_choice.name"),
+    ({"tool_choice": {"type": "auto", "name": "add"}}, InvalidRequest, "tool_choice.name"),
     ({"messages": [{"role": "robot", "content": ""}]}, InvalidRequest, "messages[0].role"),
     ({"messages": [{"role": "user", "content": 3}]}, InvalidRequest, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [3]}]}, InvalidRequest, "messages[0].content[0]"),

@@ -10,7 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_core.envelopes.openai_chat import IGNORED_PARAMETERS, decode_chat_request
+from cortex_core.envelopes.openai_chat import (
+    IGNORED_PARAMETERS,
+    decode_chat_request,
+    without_effect_on_prompt,
+)
 from cortex_core.errors import (
     CortexError,
     InvalidJson,
@@ -35,6 +39,16 @@ def test_parameters_without_effect_are_listed_and_nulls_are_absent():
 def test_every_ignored_parameter_is_accepted():
     _, ignored = decode_chat_request(_body(**dict.fromkeys(IGNORED_PARAMETERS, "x")))
     assert set(ignored) == IGNORED_PARAMETERS
+
+
+def test_what_no_prompt_is_made_of_is_told_apart():
+    tool = {"type": "function", "function": {"name": "f"}}
+    of_answers = {"temperature": 0.5, "n": 2, "stop": ["x"], "max_completion_tokens": 3}
+    of_prompts = {"enable_thinking": False, "chat_template_kwargs": {"a": 1}, "tool_choice": "none"}
+    request, _ = decode_chat_request(_body(tools=[tool], **of_answers, **of_prompts))
+    assert set(without_effect_on_prompt(request)) == set(of_answers)
+    request, _ = decode_chat_request(_body(n=1, tool_choice="none"))
+    assert without_effect_on_prompt(request) == ["tool_choice"]
 
 
 def test_extras_of_a_message_are_kept_for_the_template():

@@ -33,6 +33,15 @@ def decoded(decode: Decode, body: dict[str, Any], **more: Any) -> Any:
 
 
 @pytest.mark.parametrize(("decode", "body"), ROUTES)
+@pytest.mark.parametrize("more", [{}, {"description": "d"}])
+def test_a_schemas_description_has_no_effect(
+    decode: Decode, body: dict[str, Any], more: dict[str, Any]
+) -> None:
+    ignored = decode(msgspec.json.encode(body | schema_format(**more)))[1]
+    assert ignored == [f"response_format.json_schema.{name}" for name in more]
+
+
+@pytest.mark.parametrize(("decode", "body"), ROUTES)
 @pytest.mark.parametrize(
     ("given", "kind", "text", "param"),
     [

@@ -180,17 +180,31 @@ def test_what_has_no_effect_is_listed() -> None:
         user="u",
         service_tier="auto",
         include=["web_search_call.results"],
-        text={"verbosity": "low"},
+        text={"verbosity": "low", "format": {"type": "json_object", "description": "d"}},
         top_logprobs=3,
+        parallel_tool_calls=True,
+        tool_choice="auto",
     )
     assert set(translation.ignored) == {
         "user", "service_tier", "include.web_search_call.results", "text.verbosity", "top_logprobs",
+        "text.format.description", "parallel_tool_calls", "tool_choice",
     }  # fmt: skip
+
+
+def test_with_tools_how_they_are_called_has_an_effect() -> None:
+    choice = {"parallel_tool_calls": False, "tool_choice": "required"}
+    odd = FUNCTION | {"defer_loading": True, "output_schema": None}
+    translation = translated(tools=[odd, CUSTOM | {"format": {"type": "text"}}], **choice)
+    assert translation.ignored == ("tools.defer_loading",)
+    assert choice.items() <= json.loads(translation.chat).items()
+    assert translation.response["tool_choice"] == "required"
+    assert translated().response["tool_choice"] == "auto"
 
 
 REFUSED: list[tuple[dict[str, Any], type[CortexError], str]] = [
     ({"model": ""}, InvalidRequest, "model"),
     ({"input": []}, InvalidRequest, "input"),
+    ({"max_output_tokens": 0}, InvalidRequest, "max_output_tokens"),
     ({"background": True}, UnsupportedParameter, "background"),
     ({"truncation": "auto"}, UnsupportedParameter, "truncation"),
     ({"conversation": "c"}, UnsupportedParameter, "conversation"),

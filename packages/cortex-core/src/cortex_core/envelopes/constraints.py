@@ -10,7 +10,13 @@ from cortex_core.envelopes.sampling import SamplingParameters
 from cortex_core.errors import InvalidRequest
 from cortex_core.wire.sampling import Grammar
 
-__all__ = ["ConstrainedParameters", "JsonSchemaFormat", "ResponseFormat", "check_constraints"]
+__all__ = [
+    "ConstrainedParameters",
+    "JsonSchemaFormat",
+    "ResponseFormat",
+    "check_constraints",
+    "constraints_without_effect",
+]
 
 _ANY_OBJECT = '{"type": "object"}'
 _encode = msgspec.json.Encoder().encode
@@ -51,6 +57,14 @@ class ConstrainedParameters(SamplingParameters, frozen=True, kw_only=True):
             return Grammar("json_schema", _ANY_OBJECT, "response_format")
         text = _encode(wanted.schema).decode()
         return Grammar("json_schema", text, "response_format.json_schema.schema")
+
+
+def constraints_without_effect(request: ConstrainedParameters) -> list[str]:
+    """What this API knows and no answer is made from."""
+    form = request.response_format
+    wanted = form.json_schema if form is not None else None
+    is_described = wanted is not None and wanted.description is not None
+    return ["response_format.json_schema.description"] if is_described else []
 
 
 def check_constraints(request: ConstrainedParameters) -> None:

@@ -6,7 +6,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from cortex_core.envelopes.constraints import ConstrainedParameters, check_constraints
+from cortex_core.envelopes.constraints import (
+    ConstrainedParameters,
+    check_constraints,
+    constraints_without_effect,
+)
 from cortex_core.envelopes.logprobs import ChoiceLogprobs
 from cortex_core.envelopes.parameters import decode_request
 from cortex_core.envelopes.sampling import check_ranges
@@ -33,6 +37,7 @@ __all__ = [
     "UsageReport",
     "check_messages",
     "decode_chat_request",
+    "without_effect_on_prompt",
 ]
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -171,7 +176,33 @@ def decode_chat_request(body: bytes) -> tuple[ChatRequest, list[str]]:
     _check_template_kwargs(request)
     if request.continue_final_message:
         _check_continued(request)
-    return request, ignored
+    return request, ignored + constraints_without_effect(request)
+
+
+_OF_PROMPTS = frozenset(
+    {
+        "model",
+        "messages",
+        "tools",
+        "tool_choice",
+        "reasoning_effort",
+        "enable_thinking",
+        "continue_final_message",
+        "add_generation_prompt",
+        "chat_template_kwargs",
+    }
+)
+
+
+def without_effect_on_prompt(request: ChatRequest) -> list[str]:
+    """The parameters that were given and of which no prompt is made."""
+    given = [
+        field.name
+        for field in msgspec.structs.fields(request)
+        if field.name not in _OF_PROMPTS and getattr(request, field.name) != field.default
+    ]
+    has_choice = request.tool_choice is not None and not request.tools
+    return [*given, "tool_choice"] if has_choice else given
 
 
 def check_messages(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:

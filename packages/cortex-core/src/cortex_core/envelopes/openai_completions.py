@@ -6,7 +6,11 @@ from typing import Literal
 
 import msgspec
 
-from cortex_core.envelopes.constraints import ConstrainedParameters, check_constraints
+from cortex_core.envelopes.constraints import (
+    ConstrainedParameters,
+    check_constraints,
+    constraints_without_effect,
+)
 from cortex_core.envelopes.inputs import Inputs, each_input
 from cortex_core.envelopes.logprobs import CompletionLogprobs
 from cortex_core.envelopes.parameters import decode_request
@@ -63,7 +67,7 @@ def decode_completion_request(body: bytes) -> tuple[CompletionRequest, list[str]
     check_ranges(request)
     check_constraints(request)
     _check_choices(request)
-    return request, ignored + without_effect(request)
+    return request, ignored + constraints_without_effect(request) + without_effect(request)
 
 
 def _check_choices(request: CompletionRequest) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from cortex_core.envelopes.parameters import decode_request
+from cortex_core.envelopes.sampling import check_range
 from cortex_core.errors import InvalidRequest, UnsupportedParameter
 
 __all__ = [
@@ -84,7 +85,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True):
     input: str | list[dict[str, Any]] = []
     instructions: str | None = None
     tools: list[dict[str, Any]] = []
-    tool_choice: str | dict[str, Any] = "auto"
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
@@ -111,6 +112,7 @@ def decode_responses_request(body: bytes) -> tuple[ResponsesRequest, list[str]]:
         raise InvalidRequest("model: must not be empty", param="model")
     if not request.input and request.previous_response_id is None:
         raise InvalidRequest("input: missing required parameter", param="input")
+    check_range("max_output_tokens", request.max_output_tokens, like="max_tokens")
     if request.background:
         raise UnsupportedParameter("background: answers are given at once only", param="background")
     if request.truncation == "auto":
@@ -125,8 +127,11 @@ def decode_responses_request(body: bytes) -> tuple[ResponsesRequest, list[str]]:
             raise UnsupportedParameter(f"include: {name!r} is unsupported", param="include")
     if request.top_logprobs is not None and LOGPROBS not in request.include:
         ignored.append("top_logprobs")
-    if request.text is not None and request.text.verbosity is not None:
-        ignored.append("text.verbosity")
+    if request.text is not None:
+        if request.text.verbosity is not None:
+            ignored.append("text.verbosity")
+        if request.text.format is not None and request.text.format.description is not None:
+            ignored.append("text.format.description")
     return request, ignored
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "Samplers",
     "SamplingParameters",
     "StreamOptions",
+    "check_range",
     "check_ranges",
     "is_in_range",
     "without_effect",
@@ -131,12 +132,18 @@ def is_in_range(name: str, value: float) -> bool:
     return low <= value <= high
 
 
+def check_range(name: str, value: float | None, like: str | None = None) -> None:
+    """`like`: whose bounds they are, where another dialect calls it `name`. Raises InvalidRequest
+    that names the parameter and its bounds."""
+    low, high = _RANGES[like or name]
+    if value is not None and not low <= value <= high:
+        raise InvalidRequest(f"{name}: must be from {low} to {high}, got {value}", param=name)
+
+
 def check_ranges(request: SamplingParameters) -> None:
     """Raises InvalidRequest that names the parameter and its bounds."""
-    for name, (low, high) in _RANGES.items():
-        value = getattr(request, name, None)
-        if value is not None and not low <= value <= high:
-            raise InvalidRequest(f"{name}: must be from {low} to {high}, got {value}", param=name)
+    for name in _RANGES:
+        check_range(name, getattr(request, name, None))
     limit = request.token_limit
     if request.min_tokens and limit is not None and request.min_tokens > limit:
         raise InvalidRequest(

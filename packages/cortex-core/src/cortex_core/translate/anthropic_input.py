@@ -15,7 +15,7 @@ from cortex_core.errors import InvalidRequest, UnsupportedParameter
 from cortex_core.translate.fields import string
 from cortex_core.translate.seal import opened
 
-__all__ = ["ATTRIBUTION", "chat_messages", "system_text"]
+__all__ = ["ATTRIBUTION", "chat_messages", "system_text", "wants_citations"]
 
 Block = dict[str, Any]
 
@@ -63,6 +63,22 @@ def chat_messages(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 f"{at}.role: expected user, assistant or system, got {role!r}", param=f"{at}.role"
             )
     return found
+
+
+def wants_citations(messages: Iterable[dict[str, Any]]) -> bool:
+    """Whether an answer would have to say where in a document it is from."""
+    return any(_wants_citations(message.get("content")) for message in messages)
+
+
+def _wants_citations(content: Any) -> bool:
+    for block in content if isinstance(content, list) else ():
+        citations = block.get("citations")
+        if block.get("type") == "tool_result":
+            if _wants_citations(block.get("content")):
+                return True
+        elif isinstance(citations, dict) and citations.get("enabled"):
+            return True
+    return False
 
 
 def _said(blocks: list[Block], at: str) -> dict[str, Any]:

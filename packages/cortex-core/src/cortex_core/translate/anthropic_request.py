@@ -9,19 +9,22 @@ import msgspec
 from cortex_core.envelopes.anthropic import MessagesRequest, decode_messages_request
 from cortex_core.errors import InvalidRequest, UnsupportedParameter
 from cortex_core.translate.anthropic import AnthropicTranslation
-from cortex_core.translate.anthropic_input import chat_messages, system_text
+from cortex_core.translate.anthropic_input import chat_messages, system_text, wants_citations
+from cortex_core.translate.fields import unread_of_tools
 
 __all__ = ["translate_messages"]
 
 _encode = msgspec.json.Encoder().encode
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+# What a tool is made of, and what has no effect on tools as it has none on the whole request.
+_TOOL_KEYS = frozenset({"type", "name", "description", "input_schema", "strict", "cache_control"})
 
 
 def translate_messages(
     body: bytes, *, is_count: bool = False, keeps_attribution: bool = False
 ) -> AnthropicTranslation:
-    """`is_count`: of the request only the prompt's length will be asked. `keeps_attribution`: a
-    coding agent's line of attribution stays in the system prompt.
+    """`is_count`: only the prompt's length will be asked for. `keeps_attribution`: a coding agent's
+    line of attribution stays in the system prompt.
 
     Raises InvalidJson, InvalidRequest or UnsupportedParameter, each naming the parameter.
     """
@@ -33,6 +36,9 @@ def translate_messages(
     _continue(chat)
     if request.tools:
         chat["tools"] = [_tool(tool, f"tools[{at}]") for at, tool in enumerate(request.tools)]
+        ignored += unread_of_tools(request.tools, _TOOL_KEYS)
+    if wants_citations(request.messages):
+        ignored.append("messages.citations")
     _choose(request, chat)
     for theirs, ours in (
         ("max_tokens", "max_completion_tokens"),
@@ -49,15 +55,14 @@ def translate_messages(
     if form := request.answer_format:
         schema = {"name": "answer", "schema": form.schema, "strict": True}
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}
-    is_stream = request.stream and not is_count
-    if is_stream:
+    if request.stream:
         chat["stream"] = True
         chat["stream_options"] = {"include_usage": True}
     is_omitted = request.thinking is not None and request.thinking.display == "omitted"
     return AnthropicTranslation(
         request.model,
         _encode(chat),
-        is_stream=is_stream,
+        is_stream=request.stream,
         ignored=tuple(ignored),
         shows_thinking=not is_omitted,
     )
@@ -104,17 +109,11 @@ def _choose(request: MessagesRequest, chat: dict[str, Any]) -> None:
     choice = request.tool_choice
     if choice is None:
         return
-    kind = choice.get("type")
-    if kind == "tool":
-        chat["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
-    elif kind in _CHOICES:
-        chat["tool_choice"] = _CHOICES[kind]
+    if choice.type == "tool":
+        chat["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
     else:
-        raise InvalidRequest(
-            f"tool_choice.type: expected auto, any, tool or none, got {kind!r}",
-            param="tool_choice.type",
-        )
-    if choice.get("disable_parallel_tool_use") and request.tools:
+        chat["tool_choice"] = _CHOICES[choice.type]
+    if choice.disable_parallel_tool_use:
         chat["parallel_tool_calls"] = False
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from cortex_core.errors import InvalidRequest
 
-__all__ = ["string"]
+__all__ = ["string", "unread_of_tools"]
 
 
 def string(values: Mapping[str, Any], name: str, at: str, default: str | None = None) -> str:
@@ -21,3 +21,11 @@ def string(values: Mapping[str, Any], name: str, at: str, default: str | None = 
         problem = "missing required parameter" if value is None else "expected a string"
         raise InvalidRequest(f"{param}: {problem}", param=param)
     return value
+
+
+def unread_of_tools(tools: Iterable[Mapping[str, Any]], read: Collection[str]) -> list[str]:
+    """What else the tools hold, as names for `x-cortex-ignored`. Vendors add to what a tool may
+    hold, and clients send it to everybody; their own word may be any text."""
+    unread = {key for tool in tools for key, value in tool.items() if value is not None} - {*read}
+    words = (f"tools.{key}" if key.isascii() and key.isidentifier() else "tools" for key in unread)
+    return sorted(set(words))

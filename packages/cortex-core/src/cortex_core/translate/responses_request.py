@@ -13,6 +13,7 @@ from cortex_core.envelopes.openai_responses import (
     decode_responses_request,
 )
 from cortex_core.errors import InvalidRequest, NotFound, UnsupportedParameter
+from cortex_core.translate.fields import unread_of_tools
 from cortex_core.translate.responses import ResponsesTranslation
 from cortex_core.translate.responses_input import Item, chat_messages
 
@@ -74,12 +75,16 @@ def translate_responses(
     if tools:
         chat["tools"] = tools
         chat["tool_choice"] = _choice(request, chat)
+        ignored += unread_of_tools(request.tools, ("type", "format", *_FUNCTION_KEYS))
         if request.parallel_tool_calls is not None:
             chat["parallel_tool_calls"] = request.parallel_tool_calls
-    elif request.tool_choice not in ("auto", "none"):
+    elif request.tool_choice not in (None, "auto", "none"):
         raise InvalidRequest(
             "tool_choice: no tools are offered to choose from", param="tool_choice"
         )
+    else:
+        names = ("tool_choice", "parallel_tool_calls")
+        ignored += [name for name in names if getattr(request, name) is not None]
     for theirs, ours in (
         ("max_output_tokens", "max_completion_tokens"),
         ("temperature", "temperature"),
@@ -155,7 +160,7 @@ def _tool(tool: Item, at: str) -> dict[str, Any]:
 
 def _choice(request: ResponsesRequest, chat: dict[str, Any]) -> Any:
     """Of the chat; narrows its tools where only some are allowed."""
-    choice = request.tool_choice
+    choice = "auto" if request.tool_choice is None else request.tool_choice
     if isinstance(choice, str):
         if choice in ("auto", "none", "required"):
             return choice

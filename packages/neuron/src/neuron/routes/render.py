@@ -8,7 +8,11 @@ from starlette.datastructures import QueryParams
 from starlette.routing import Route
 
 from cortex_core.config.neuron import NeuronConfig
-from cortex_core.envelopes.openai_chat import ChatRequest, decode_chat_request
+from cortex_core.envelopes.openai_chat import (
+    ChatRequest,
+    decode_chat_request,
+    without_effect_on_prompt,
+)
 from cortex_core.envelopes.tokens import Counted, RenderedChat
 from cortex_core.errors import InvalidRequest
 from cortex_core.wire import ipc
@@ -48,7 +52,8 @@ class RenderEndpoint(Endpoint):
 
     async def _respond(self, exchange: Exchange, request: ChatRequest, wanted: Wanted) -> None:
         rendered = await self._chats.render(request)
-        exchange.ignored += rendered.ignored
+        unread = without_effect_on_prompt(request)
+        exchange.ignored = list(dict.fromkeys(exchange.ignored + unread + rendered.ignored))
         prompt = rendered.prompt
         question = ipc.Tokenize(
             0, request.model, prompt.text, "prompt", with_pieces=wanted == "pieces"
