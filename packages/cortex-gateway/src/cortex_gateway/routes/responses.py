@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,10 +20,19 @@ _MOST_LISTED = 100
 _LISTED = 20
 
 
-async def show_response(request: Request) -> Response:
-    if request.query_params.get("stream") == "true":
-        raise UnsupportedParameter("stream: a kept response is given whole", param="stream")
-    return answer(_found(request).response)
+class KeptResponse(HTTPEndpoint):
+    """One route for its methods, so that another method is told all of them."""
+
+    async def get(self, request: Request) -> Response:
+        if request.query_params.get("stream") == "true":
+            raise UnsupportedParameter("stream: a kept response is given whole", param="stream")
+        return answer(_found(request).response)
+
+    async def delete(self, request: Request) -> Response:
+        name = request.path_params["response"]
+        if not await _store(request).forget(name):
+            raise _missing(name)
+        return answer({"id": name, "object": "response", "deleted": True})
 
 
 async def list_input_items(request: Request) -> Response:
@@ -52,13 +62,6 @@ async def list_input_items(request: Request) -> Response:
             "has_more": len(items) > limit,
         }
     )
-
-
-async def delete_response(request: Request) -> Response:
-    name = request.path_params["response"]
-    if not await _store(request).forget(name):
-        raise _missing(name)
-    return answer({"id": name, "object": "response", "deleted": True})
 
 
 async def cancel_response(request: Request) -> Response:
@@ -106,8 +109,7 @@ def _shown(item: Item, name: str) -> dict[str, Any]:
 
 _PATH = "/v1/responses/{response}"
 ROUTES = [
-    Route(_PATH, show_response, methods=["GET"]),
-    Route(_PATH, delete_response, methods=["DELETE"]),
+    Route(_PATH, KeptResponse),
     Route(f"{_PATH}/input_items", list_input_items, methods=["GET"]),
     Route(f"{_PATH}/cancel", cancel_response, methods=["POST"]),
 ]
