@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuron.chat.calls.machine import is_object
+from neuron.chat.calls.json_text import is_object
 from neuron.chat.pieces import CallArguments, CallStarted, Piece, Text
 from neuron.chat.tool_calls import reader_for
 from tests.unit.chat.called import Seen, cut, parser, read, seen, tool
@@ -271,7 +271,7 @@ def test_a_call_without_values_has_an_empty_object():
 
 def test_garbage_between_values_ends_the_call_and_stays_text():
     text = "<tool_call><function=add><parameter=a>1</parameter>oops</function></tool_call>"
-    assert _read("function", text) == [("add", '{"a": 1}'), "oops</function></tool_call>"]
+    assert _read("function", text) == [("add", '{"a": 1}'), "oops"]
 
 
 def test_a_string_value_is_passed_on_as_it_comes():

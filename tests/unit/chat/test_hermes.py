@@ -129,7 +129,7 @@ def test_several_calls_may_share_one_block():
 def test_a_list_that_goes_wrong_keeps_its_whole_calls_and_the_rest_is_text():
     assert _read('<tool_call>[{"name": "f"}, {"name": 5}]</tool_call>') == [
         ("f", "{}"),
-        ', {"name": 5}]</tool_call>',
+        ', {"name": 5}]',
     ]
 
 

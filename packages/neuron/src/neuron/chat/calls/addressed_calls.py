@@ -39,7 +39,8 @@ class AddressedCalls(CallMachine):
             yield from self._attempt("")
         yield from super()._run()
 
-    def _block(self, mark: str) -> Steps[None]:
-        if (yield from self._peek()) == "{":
-            self._open(self._name)
-            yield from self._arguments()
+    def _block(self, mark: str) -> Steps[bool]:
+        if (yield from self._peek()) != "{":
+            return False
+        self._open(self._name)
+        return (yield from self._arguments())

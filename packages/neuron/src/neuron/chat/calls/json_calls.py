@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from neuron.chat.calls.machine import CallMachine, Steps, is_object
+from neuron.chat.calls.json_text import is_object
+from neuron.chat.calls.machine import CallMachine, Steps
 
 __all__ = ["JsonCalls", "JsonFormat"]
 
@@ -37,17 +38,22 @@ class JsonCalls(CallMachine):
         self.form = form
         self._names = frozenset(names) if form.is_bare else frozenset()
         self._has_arguments = False
-        super().__init__(form.opens, new_id, hidden=form.hidden, has_bare=form.is_bare)
+        super().__init__(
+            form.opens, new_id, closes=form.closes, hidden=form.hidden, has_bare=form.is_bare
+        )
 
-    def _block(self, mark: str) -> Steps[None]:
+    def _block(self, mark: str) -> Steps[bool]:
+        calls = self._calls
         yield from self._calls_of_block()
-        if self._held is None:
-            yield from self._next_of(*self.form.closes)
+        if self._calls == calls:
+            return False
+        self._give_back()
+        return (yield from self._closing(*self.form.closes)) != ""
 
     def _calls_of_block(self) -> Steps[None]:
         """One object, several, or a list of them; whatever is no call is left held."""
         is_list = (yield from self._next_of("[")) != ""
-        while (yield from self._call()):
+        while (yield from self._call("}]" if is_list else "}")):
             if is_list:
                 separator = yield from self._next_of(",", "]")
                 if separator != ",":
@@ -58,10 +64,11 @@ class JsonCalls(CallMachine):
                     separator = yield from self._next_of(self.form.separator)
                 if not separator and (yield from self._peek()) != "{":
                     return
-            self._hold(separator)
+            self._hold(rest=separator)
 
-    def _call(self) -> Steps[bool]:
-        """One object. Strict about its keys, which are needed; whether it was a whole call."""
+    def _call(self, around: str) -> Steps[bool]:
+        """One object. Strict about its keys, which are needed; whether it was a whole call.
+        `around`: the closing brackets behind its arguments."""
         self._has_arguments = False
         name = ""
         if not (yield from self._next_of("{")):
@@ -79,10 +86,12 @@ class JsonCalls(CallMachine):
                 if self._has_arguments:
                     self._open(name)
             elif key in _ARGUMENT_KEYS and not self._has_arguments:
-                if not (yield from self._arguments_value(name)):
+                if not (yield from self._arguments_value(name, around)):
                     return False
             elif not (yield from self._any_value()):
                 return False
+            if name and self._has_arguments:
+                self._hold()  # should the rest be broken, the call stands
             after = yield from self._next_of(",", "}")
             if after == "}":
                 break
@@ -92,6 +101,7 @@ class JsonCalls(CallMachine):
             return False
         if not self._has_arguments:
             self._accept("{}", name)
+        self._held = None
         return True
 
     def _name(self) -> Steps[str | None]:
@@ -100,13 +110,13 @@ class JsonCalls(CallMachine):
         name = yield from self._string()
         return name if not self._names or name in self._names else None
 
-    def _arguments_value(self, name: str) -> Steps[bool]:
+    def _arguments_value(self, name: str, around: str) -> Steps[bool]:
         first = yield from self._peek()
         if first == "{":
             self._has_arguments = True
             if name:
                 self._open(name)
-            return (yield from self._arguments())
+            return (yield from self._arguments(around))
         if first == '"':
             # Some models write the arguments as OpenAI's API does: an object inside a string.
             yield from self._next_of('"')

@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from neuron.chat.calls.argument import argument, is_text, may_hold_end, schemas_of
-from neuron.chat.calls.machine import CallMachine, Steps, escaped
+from neuron.chat.calls.json_text import escaped
+from neuron.chat.calls.machine import CallMachine, Steps
 
 __all__ = ["KeyedCalls", "KeyedFormat"]
 
@@ -56,20 +57,21 @@ class KeyedCalls(CallMachine):
         self._call_ends = tuple(filter(None, (form.call_end, form.block_end)))
         self._followers = (form.key, *self._call_ends)
         self._value_end = ("\n" if form.is_padded else "") + form.value_end
-        super().__init__(filter(None, (form.block, form.name)), new_id)
+        super().__init__(filter(None, (form.block, form.name)), new_id, closes=self._call_ends)
 
-    def _block(self, mark: str) -> Steps[None]:
+    def _block(self, mark: str) -> Steps[bool]:
         form = self.form
         is_in_block = mark == form.block
         if is_in_block and form.name and not (yield from self._next_of(form.name)):
-            return
+            return False
         while (yield from self._call(is_in_block)):
             if not form.call_end:
-                return
+                return True
             after = yield from self._next_of(*filter(None, (form.block_end, form.name)))
             if after in ("", form.block_end):
-                return
+                return after != "" or not is_in_block
             self._hold(after)
+        return False
 
     def _call(self, is_in_block: bool) -> Steps[bool]:
         """From the name on. Whether it was whole. Models forget the block's own mark now and then;

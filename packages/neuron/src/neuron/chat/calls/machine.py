@@ -8,15 +8,15 @@ and fragments of its arguments follow as they come. Text is never lost.
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from neuron.chat.calls.json_text import Container, is_json, scan_string, unquoted
 from neuron.chat.pieces import CallArguments, CallStarted, Text
 
-__all__ = ["CallEvent", "CallMachine", "Steps", "escaped", "is_object", "unquoted"]
+__all__ = ["CallEvent", "CallMachine", "Steps"]
 
 CallEvent = Text | CallStarted | CallArguments
 
@@ -27,19 +27,19 @@ Steps = Generator[None, None, _T]
 _WORD = re.compile(r"[\w.:/@$-]*")
 _MAX_WORD = 256  # a "name" longer than this is text that has no spaces
 _NOT_SPACE = re.compile(r"\S")
-_IN_STRING = re.compile(r'["\\]')
-_IN_CONTAINER = re.compile(r'["{}\[\]]')
+_SPACES = re.compile(r"\s*")
 _IN_SCALAR = re.compile(r"[,}\]\s]")
-_CONTROL = re.compile(r"[\x00-\x1f]")
-_CLOSERS = {"{": "}", "[": "]"}
+_LEFT_OVER = re.compile(r"[\s,}\]]*")
 
 
 class CallMachine(ABC):
     """Push machine over the content of one answer. A format overrides `_block`.
 
-    `opens`: the marks that may begin a call, of which none may be part of another. `hidden`: marks
-    that belong to the format's framing and are never text. `has_bare`: the very beginning of the
-    answer may be a call without a mark.
+    `opens`: the marks that may begin a call; `closes`: those that end it, the last of them a block
+    of calls. None may be part of another. `hidden`: marks that belong to the format's framing and
+    are never text. `has_bare`: the very beginning of the answer may be a call without a mark.
+
+    In a block that held a call and then something else, the closing marks are still no text.
     """
 
     def __init__(
@@ -47,11 +47,14 @@ class CallMachine(ABC):
         opens: Iterable[str],
         new_id: Callable[[], str],
         *,
+        closes: Iterable[str] = (),
         hidden: Iterable[str] = (),
         has_bare: bool = False,
     ) -> None:
+        self._opens = tuple(opens)
+        self._closes = tuple(closes)
         self._hidden = frozenset(hidden)
-        self._marks = (*opens, *self._hidden)
+        self._marks = (*self._opens, *self._closes, *self._hidden)
         self._mark = re.compile("|".join(map(re.escape, self._marks)) or r"(?!)")
         heads = "".join(sorted({mark[0] for mark in self._marks}))
         self._is_start = re.compile(f"[{re.escape(heads)}]" if heads else r"(?!)").search
@@ -63,6 +66,7 @@ class CallMachine(ABC):
         self._waiting: list[str] = []  # arguments that came before their call's name
         self._spaces = ""  # between text and calls: shown only if more text follows
         self._is_between = False  # in text, outside of any call
+        self._is_unclosed = False  # what is read is in a block that held a call
         self._is_ended = False
         self._has_text = False
         self._calls = 0
@@ -92,9 +96,9 @@ class CallMachine(ABC):
         return self._taken()
 
     @abstractmethod
-    def _block(self, mark: str) -> Steps[None]:
+    def _block(self, mark: str) -> Steps[bool]:
         """Read what follows `mark`. `_open` as soon as it is certainly a call; return where it
-        ends, or where it turns out to be none."""
+        ends, or where it turns out to be none. Whether it was read up to its closing mark."""
 
     def _run(self) -> Steps[None]:
         if self._has_bare:
@@ -106,17 +110,20 @@ class CallMachine(ABC):
             if not mark:
                 return
             self._is_between = False
-            if mark not in self._hidden:
+            if mark in self._opens:
                 yield from self._attempt(mark)
+            elif self._is_unclosed and mark in self._closes:
+                self._is_unclosed = mark != self._closes[-1]
+            elif mark not in self._hidden:
+                self._show(mark)
 
     def _attempt(self, mark: str) -> Steps[None]:
+        calls = self._calls
         self._hold(mark)
-        yield from self._block(mark)
-        if self._held is not None:
-            self._show(self._held[0])
-            self._pending = "".join(self._held[1:]) + self._pending
-            self._held = None
+        is_closed = yield from self._block(mark)
+        self._give_back()
         self._waiting.clear()
+        self._is_unclosed = self._calls > calls and not is_closed
 
     def _end(self) -> None:
         self._is_ended = True
@@ -139,10 +146,17 @@ class CallMachine(ABC):
             self._has_text = True
             self._events.append(Text(shown))
 
-    def _hold(self, mark: str = "") -> None:
-        """From here on, what is read may be given back: `mark` as text, the rest to be looked at
-        again."""
-        self._held = [mark]
+    def _hold(self, mark: str = "", rest: str = "") -> None:
+        """From here on, what is read may be given back: `mark` as text, the rest, and what was read
+        of it already, to be looked at again."""
+        self._held = [mark, rest]
+
+    def _give_back(self) -> None:
+        """What is held."""
+        if self._held is not None:
+            self._show(self._held[0])
+            self._pending = "".join(self._held[1:]) + self._pending
+            self._held = None
 
     def _open(self, name: str) -> None:
         """It is a call."""
@@ -212,9 +226,16 @@ class CallMachine(ABC):
     def _next_of(self, *literals: str) -> Steps[str]:
         """Read the one of `literals` that comes next, with the spaces before it; else read nothing
         and return ""."""
+        return (yield from self._next_after(_SPACES, literals))
+
+    def _closing(self, *marks: str) -> Steps[str]:
+        """As `_next_of`, over commas and closing brackets too: JSON has been repaired that has one
+        too many, or one too few elsewhere."""
+        return (yield from self._next_after(_LEFT_OVER, marks))
+
+    def _next_after(self, passed: re.Pattern[str], literals: tuple[str, ...]) -> Steps[str]:
         while True:
-            met = _NOT_SPACE.search(self._pending)
-            start = met.start() if met is not None else len(self._pending)
+            start = passed.match(self._pending).end()  # pyright: ignore[reportOptionalMemberAccess]
             for literal in literals:
                 if self._pending.startswith(literal, start):
                     self._take(start + len(literal))
@@ -257,60 +278,38 @@ class CallMachine(ABC):
         parts: list[str] = []
         is_escaped = False
         while True:
-            at, is_escaped, is_closed = _scan_string(self._pending, 0, is_escaped)
+            at, is_escaped, is_closed = scan_string(self._pending, 0, is_escaped)
             parts.append(self._take(at))
             if is_closed:
                 return unquoted("".join(parts)[:-1])
             if not (yield from self._more()):
                 return None
 
-    def _arguments(self) -> Steps[bool]:
+    def _arguments(self, around: str = "", also: tuple[str, ...] = ()) -> Steps[bool]:
         """The object that comes next, as arguments. Whether it was whole."""
-        return (yield from self._container(self._argue))
+        return (yield from self._container(self._argue, around, also))
 
-    def _container(self, sink: Callable[[str], None]) -> Steps[bool]:
-        """An object or list, the spaces before it dropped, the rest to `sink` as it comes. Only
-        brackets and quotes are matched, because whoever gets it can judge it better than we; and
-        what JSON forbids inside strings, raw control characters, is escaped. False where a
-        bracket does not match, which is left unread, or where the answer ends."""
+    def _container(
+        self, sink: Callable[[str], None], around: str = "", also: tuple[str, ...] = ()
+    ) -> Steps[bool]:
+        """An object or list, the spaces before it dropped, the rest to `sink` as it comes. False
+        where it is broken: at a bracket that does not match, at a mark of the format or one of
+        `also`, which are left unread, or where the answer ends. `around`: the closing brackets that
+        belong behind it."""
         first = yield from self._next_of("{", "[")
         if not first:
             return False
         sink(first)
-        closers = [_CLOSERS[first]]
-        is_quoted = is_escaped = False
+        marks = (*self._opens, *self._closes, *also)
+        container = Container(first, marks, around)
         while True:
-            text, at = self._pending, 0
-            parts: list[str] = []
-            while at < len(text) and closers:
-                begin = at
-                if is_quoted:
-                    at, is_escaped, is_closed = _scan_string(text, at, is_escaped)
-                    is_quoted = not is_closed
-                    parts.append(_CONTROL.sub(_escape_met, text[begin:at]))
-                    continue
-                met = _IN_CONTAINER.search(text, at)
-                if met is None:
-                    at = len(text)
-                    parts.append(text[begin:])
-                    break
-                character = met[0]
-                if character == '"':
-                    is_quoted = True
-                elif character in _CLOSERS:
-                    closers.append(_CLOSERS[character])
-                elif character != closers.pop():
-                    sink("".join(parts) + text[begin : met.start()])
-                    self._take(met.start())
-                    return False
-                at = met.end()
-                parts.append(text[begin:at])
-            sink("".join(parts))
-            self._take(at)
-            if not closers:
-                return True
-            if not (yield from self._more()):
-                return False
+            limit = len(self._pending) - (0 if self._is_ended else self._overlap(*marks))
+            text, size, is_whole = container.read(self._pending, limit, is_all=self._is_ended)
+            self._take(size)
+            sink(text)
+            if is_whole is not None:
+                return is_whole
+            yield from self._more()
 
     def _scalar(self) -> Steps[str]:
         """A number, true, false, null, or "" if it is none of them."""
@@ -322,55 +321,4 @@ class CallMachine(ABC):
             parts.append(self._take(met.start() if met else len(self._pending)))
             if met is not None or not (yield from self._more()):
                 text = "".join(parts)
-                return text if _is_json(text) else ""
-
-
-def _scan_string(text: str, at: int, is_escaped: bool) -> tuple[int, bool, bool]:
-    """Just after the closing quote, or the end of the text; whether the text ends in a backslash
-    that escapes what comes next; whether the string was closed."""
-    if is_escaped and at < len(text):
-        is_escaped = False
-        at += 1
-    while met := _IN_STRING.search(text, at):
-        if met[0] == '"':
-            return met.end(), False, True
-        at = met.end() + 1  # over the escaped character, which may be in the next chunk
-    return len(text), is_escaped or at > len(text), False
-
-
-def escaped(text: str) -> str:
-    """As the inside of a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def _escape_met(met: re.Match[str]) -> str:
-    return escaped(met[0])
-
-
-def unquoted(text: str) -> str | None:
-    """The value of a JSON string given without its quotes; None if it is no string."""
-    try:
-        value = json.loads(f'"{text}"', strict=False)  # a raw newline in a string is forgiven
-        value.encode()  # half a surrogate pair could not be sent to anybody
-    except ValueError:
-        return None
-    return value
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(text)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text, parse_constant=_no_constant)
-    except ValueError:
-        return False
-    return True
-
-
-def is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text, parse_constant=_no_constant), dict)
-    except (ValueError, RecursionError):
-        return False
+                return text if is_json(text) else ""

@@ -25,20 +25,20 @@ class BracketCalls(JsonCalls):
     def __init__(self, new_id: Callable[[], str]) -> None:
         super().__init__(_BRACKETS, (), new_id)
 
-    def _block(self, mark: str) -> Steps[None]:
+    def _block(self, mark: str) -> Steps[bool]:
         if (yield from self._peek()) in ("[", "{"):
-            yield from self._calls_of_block()
-            return
+            return (yield from super()._block(mark))
         name = yield from self._word()
         if not name:
-            return
+            return False
         after = yield from self._next_of("[CALL_ID]", "[ARGS]")
         if after == "[CALL_ID]":  # an id that the model made up; ours are unique
             yield from self._word()
             yield from self._next_of("[ARGS]")
-        if (yield from self._peek()) == "{":
-            self._open(name)
-            yield from self._arguments()
+        if (yield from self._peek()) != "{":
+            return False
+        self._open(name)
+        return (yield from self._arguments())
 
 
 class SectionFormat(msgspec.Struct, frozen=True):
@@ -61,21 +61,25 @@ _DECORATED = re.compile(r"(?:functions\.)?(?P<name>.+?)(?::\d+)?", re.DOTALL)
 class SectionCalls(CallMachine):
     def __init__(self, form: SectionFormat, new_id: Callable[[], str]) -> None:
         self.form = form
-        super().__init__((form.section, form.call), new_id)
+        super().__init__(
+            (form.section, form.call), new_id, closes=(form.call_end, form.section_end)
+        )
 
-    def _block(self, mark: str) -> Steps[None]:
+    def _block(self, mark: str) -> Steps[bool]:
         form = self.form
         if mark == form.section and not (yield from self._next_of(form.call)):
-            return
+            return False
         while (yield from self._call()):
-            after = yield from self._next_of(form.call_end)
-            if after:
+            after = yield from self._closing(form.call_end, form.section_end)
+            if after == form.call_end:
                 after = yield from self._next_of(form.call, form.section_end)
             if after != form.call:
-                return
+                return after == form.section_end
             self._hold(after)
+        return False
 
     def _call(self) -> Steps[bool]:
+        """Whether it was one, whole or not."""
         name = yield from self._word()
         if not name or not (yield from self._next_of(self.form.arguments)):
             return False
@@ -88,7 +92,7 @@ class SectionCalls(CallMachine):
                 return False
         met = _DECORATED.fullmatch(name)
         self._open(met["name"] if met else name)
-        is_whole = yield from self._arguments()
-        if is_whole and is_fenced:
-            yield from self._next_of("```")
-        return is_whole
+        yield from self._arguments(also=("```",) if is_fenced else ())
+        if is_fenced:
+            yield from self._closing("```")
+        return True
