@@ -74,6 +74,20 @@ async def test_others_find_it_under_the_usual_name_alone(rig: Rig, path: str) ->
     assert reply.headers["x-request-id"]
 
 
+async def test_a_list_of_models_is_cut_into_pages_for_anthropics_clients_alone(rig: Rig) -> None:
+    query = "?limit=1&after_id=m&workspace_id=w"
+    reply = await rig.ask("GET", f"/v1/models{query}", headers=VERSION)
+    page = json.loads(reply.body)
+    assert [model["id"] for model in page["data"]] == ["only/a"]
+    assert (page["has_more"], page["first_id"], page["last_id"]) == (True, "only/a", "only/a")
+    assert reply.headers["x-cortex-ignored"] == "workspace_id"
+    reply = await rig.ask("GET", f"/v1/models{query}")
+    assert [model["id"] for model in json.loads(reply.body)["data"]] == ["m", "only/a", "only/b"]
+    assert reply.headers["x-cortex-ignored"] == "after_id, limit, workspace_id"
+    reply = await rig.ask("GET", "/v1/models?limit=0", headers=VERSION)
+    assert (reply.status, json.loads(reply.body)["type"]) == (400, "error")
+
+
 @pytest.mark.parametrize(
     ("change", "status", "kind"),
     [

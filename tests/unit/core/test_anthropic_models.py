@@ -79,6 +79,7 @@ def test_page_by_page_every_model_comes_once(size: int):
         ({"limit": "²"}, "limit"),
         ({"after_id": "z"}, "after_id"),
         ({"before_id": "z"}, "before_id"),
+        ({"after_id": "a", "before_id": "c"}, "before_id"),
     ],
 )
 def test_a_query_that_makes_no_sense_is_refused_by_name(query: dict[str, str], param: str):

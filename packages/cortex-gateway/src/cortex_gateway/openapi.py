@@ -6,7 +6,7 @@ The public routes and nothing of /admin. A route that is not described here fail
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from cortex_core.envelopes import (
     openai_responses,
     rerank,
 )
+from cortex_core.envelopes.anthropic_models import MOST_LISTED, ModelInfo, ModelPage
 from cortex_core.envelopes.models import ListedModel, ModelList
 from cortex_core.envelopes.tokens import (
     Counted,
@@ -84,7 +85,8 @@ class Parameter(NamedTuple):
 class Operation(NamedTuple):
     """`takes`: what decodes the body; `ignored`: what it may hold without effect; `required`:
     beyond what decoding requires. `gives`: what a whole answer may be; an object that no type
-    describes, where it is empty. `streams`: it may answer with server-sent events."""
+    describes, where it is empty. `fails`: what a refusal may be. `streams`: it may answer with
+    server-sent events."""
 
     summary: str
     takes: type[msgspec.Struct] | None = None
@@ -92,7 +94,7 @@ class Operation(NamedTuple):
     ignored: Collection[str] = ()
     required: Collection[str] = ()
     parameters: Collection[Parameter] = ()
-    fails: type[msgspec.Struct] = Error
+    fails: tuple[type[msgspec.Struct], ...] = (Error,)
     streams: bool = False
 
 
@@ -100,6 +102,19 @@ _PRIORITY = Parameter("x-cortex-priority", "header", {"enum": ["interactive", "b
 _THINKING = Parameter("x-include-thinking", "header", {"enum": ["1", "true", "yes"]})
 _MODEL = Parameter("model", "path", {"type": "string", "minLength": 1})
 _RESPONSE = Parameter("response", "path", {"type": "string", "minLength": 1})
+_VERSION = Parameter("anthropic-version", "header", {"type": "string", "examples": ["2023-06-01"]})
+_PAGES = (
+    Parameter(
+        "limit", "query", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED, "default": 20}
+    ),
+    Parameter("after_id", "query", {"type": "string"}),
+    Parameter("before_id", "query", {"type": "string"}),
+    Parameter(
+        "lifecycle",
+        "query",
+        {"type": "array", "items": {"enum": ["active", "deprecated", "retired"]}},
+    ),
+)
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation(
@@ -141,7 +156,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         anthropic.IGNORED_PARAMETERS,
         required=("max_tokens",),
         parameters=(_PRIORITY,),
-        fails=AnthropicError,
+        fails=(AnthropicError,),
         streams=True,
     ),
     ("POST", "/v1/messages/count_tokens"): Operation(
@@ -149,7 +164,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         anthropic.MessagesRequest,
         (InputTokens,),
         anthropic.IGNORED_PARAMETERS,
-        fails=AnthropicError,
+        fails=(AnthropicError,),
     ),
     ("POST", "/v1/responses"): Operation(
         "Answer a conversation (OpenAI's Responses).",
@@ -177,9 +192,18 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/responses/{response}/cancel"): Operation(
         "Refused: no response is made in the background.", parameters=(_RESPONSE,)
     ),
-    ("GET", "/v1/models"): Operation("What can be asked for.", gives=(ModelList,)),
+    ("GET", "/v1/models"): Operation(
+        "What can be asked for; to whoever sends an anthropic-version page by page, as that vendor "
+        "has it.",
+        gives=(ModelList, ModelPage),
+        fails=(Error, AnthropicError),
+        parameters=(_VERSION, *_PAGES),
+    ),
     ("GET", "/v1/models/{model}"): Operation(
-        "One of the models, by its id or an alias.", gives=(ListedModel,), parameters=(_MODEL,)
+        "One of the models, by its id or an alias; likewise.",
+        gives=(ListedModel, ModelInfo),
+        fails=(Error, AnthropicError),
+        parameters=(_VERSION, _MODEL),
     ),
     ("POST", "/tokenize"): Operation("A text's tokens.", TokenizeRequest, (Tokenized,)),
     ("POST", "/detokenize"): Operation("The text of tokens.", DetokenizeRequest, (Detokenized,)),
@@ -210,8 +234,7 @@ def document() -> bytes:
 
 
 def _described(operation: Operation) -> dict[str, Any]:
-    given = [_reference(kind) for kind in operation.gives]
-    schema = {"anyOf": given} if len(given) > 1 else given[0] if given else {"type": "object"}
+    schema = _any_of(operation.gives)
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if operation.streams:
         content["text/event-stream"] = {}  # no one schema says what a stream of events is
@@ -222,7 +245,7 @@ def _described(operation: Operation) -> dict[str, Any]:
             "200": {"description": "The answer.", "content": content},
             "default": {
                 "description": "Why there is none.",
-                "content": {"application/json": {"schema": _reference(operation.fails)}},
+                "content": {"application/json": {"schema": _any_of(operation.fails)}},
             },
         },
     }
@@ -240,6 +263,11 @@ def _parameter(of: Parameter) -> dict[str, Any]:
     return {"name": of.name, "in": of.place, "required": is_required, "schema": of.schema}
 
 
+def _any_of(kinds: Sequence[type[msgspec.Struct]]) -> dict[str, Any]:
+    given = [_reference(kind) for kind in kinds]
+    return {"anyOf": given} if len(given) > 1 else given[0] if given else {"type": "object"}
+
+
 def _reference(kind: type[msgspec.Struct]) -> dict[str, Any]:
     return {"$ref": _AT + kind.__name__}
 
@@ -247,7 +275,7 @@ def _reference(kind: type[msgspec.Struct]) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     kinds: list[Any] = list(_SHAPES.values())
     for operation in OPERATIONS.values():
-        kinds += [*operation.gives, operation.fails]
+        kinds += [*operation.gives, *operation.fails]
         if operation.takes is not None:
             kinds.append(operation.takes)
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_AT + "{name}")

@@ -10,9 +10,10 @@ import msgspec
 from cortex_core.envelopes.models import ListedModel
 from cortex_core.errors import InvalidRequest
 
-__all__ = ["ModelInfo", "ModelPage", "model_info", "page_of"]
+__all__ = ["MOST_LISTED", "ModelInfo", "ModelPage", "model_info", "page_of"]
 
-_LISTED, _MOST_LISTED = 20, 1000
+_LISTED = 20
+MOST_LISTED = 1000
 _UNKNOWN_DATE = "1970-01-01T00:00:00Z"  # the vendor's word where a date is not known
 
 
@@ -57,6 +58,8 @@ def page_of(
     Raises InvalidRequest that names the parameter.
     """
     size = _size(limit)
+    if after_id and before_id:
+        raise InvalidRequest("before_id: cannot be given together with after_id", param="before_id")
     names = [model.id for model in models]
     if lifecycle and "active" not in lifecycle:
         models = []
@@ -76,9 +79,9 @@ def page_of(
 def _size(limit: str | None) -> int:
     if limit is None:
         return _LISTED
-    if limit.isascii() and limit.isdigit() and 1 <= int(limit) <= _MOST_LISTED:
+    if limit.isascii() and limit.isdigit() and 1 <= int(limit) <= MOST_LISTED:
         return int(limit)
-    raise InvalidRequest(f"limit: expected 1 to {_MOST_LISTED}, got {limit!r}", param="limit")
+    raise InvalidRequest(f"limit: expected 1 to {MOST_LISTED}, got {limit!r}", param="limit")
 
 
 def _place(names: list[str], name: str, param: str) -> int:

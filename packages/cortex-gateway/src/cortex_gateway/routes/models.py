@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ROUTES"]
 
+_PAGING = ("after_id", "before_id", "lifecycle", "limit")
+
 
 async def list_models(request: Request) -> Response:
     fleet: Fleet = request.app.state.gateway.fleet
@@ -38,18 +42,17 @@ async def list_models(request: Request) -> Response:
         if model in listed:
             listed[alias] = msgspec.structs.replace(listed[model], id=alias, alias_of=model)
     models = [listed[name] for name in sorted(listed)]
-    if not speaks_anthropic(request.scope):
-        return answer(ModelList(models))
     query = request.query_params
-    return answer(
-        page_of(
-            models,
-            limit=query.get("limit"),
-            after_id=query.get("after_id"),
-            before_id=query.get("before_id"),
-            lifecycle=query.getlist("lifecycle") + query.getlist("lifecycle[]"),
-        )
+    if not speaks_anthropic(request.scope):
+        return answer(ModelList(models), headers=_ignored(query, (*_PAGING, "workspace_id")))
+    page = page_of(
+        models,
+        limit=query.get("limit"),
+        after_id=query.get("after_id"),
+        before_id=query.get("before_id"),
+        lifecycle=query.getlist("lifecycle") + query.getlist("lifecycle[]"),
     )
+    return answer(page, headers=_ignored(query, ("workspace_id",)))
 
 
 async def get_model(request: Request) -> Response:
@@ -64,6 +67,12 @@ async def get_model(request: Request) -> Response:
     if name != model:
         found = msgspec.structs.replace(found, id=name, alias_of=model)
     return answer(model_info(found) if speaks_anthropic(request.scope) else found)
+
+
+def _ignored(query: QueryParams, names: Iterable[str]) -> dict[str, str]:
+    """Which of these the client has asked for in vain; OpenAI's list is never cut into pages."""
+    given = [name for name in names if name in query]
+    return {"x-cortex-ignored": ", ".join(given)} if given else {}
 
 
 def _listed(fleet: Fleet, model: str, locations: list[Location]) -> ListedModel:
