@@ -137,11 +137,13 @@ async def open_stream(
         yield Chat(response)
 
 
-async def eventually(is_true: Callable[[], Awaitable[bool]], what: str) -> None:
+async def eventually(
+    is_true: Callable[[], Awaitable[bool]], what: str, *, within_s: float = GIVE_UP_S
+) -> None:
     """Until `is_true`; for facts about another process that it announces to nobody."""
     try:
-        async with asyncio.timeout(GIVE_UP_S):
+        async with asyncio.timeout(within_s):
             while not await is_true():
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise AssertionError(f"never came true within {GIVE_UP_S} s: {what}") from None
+        raise AssertionError(f"never came true within {within_s} s: {what}") from None

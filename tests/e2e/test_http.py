@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,11 @@ import pytest
 from h2.connection import H2Connection
 from h2.events import DataReceived
 
-from tests.e2e.client import CHAT, TINY, eventually, fetch, open_stream, user
+import neuron
+from tests.e2e.client import CHAT, TINY, ask, eventually, fetch, open_stream, user
 from tests.e2e.conftest import Stack, gateway_config
 from tests.fleet.conftest import spawn_gateway
-from tests.processes import Daemon, start_gateway
+from tests.processes import Daemon, start_gateway, start_neuron
 
 _PING = {"model": TINY, "messages": user("ping"), "enable_thinking": False, "temperature": 0}
 PING = json.dumps(_PING).encode()
@@ -291,6 +293,100 @@ async def test_readers_that_stop_cost_little_memory_and_are_let_go(stack: Stack)
 
     await eventually(is_at_rest, "their sequences have ended with them")
     assert max(grown) < READERS * 2 * 2**20, grown
+
+
+TOKENS = 4000
+
+
+@contextmanager
+def _wordy_stack(folder: Path) -> Iterator[tuple[Stack, str]]:
+    """One sequence at a time, of a model whose id takes 4 KB of each event: all sockets on the way
+    are full after some 2,500 tokens."""
+    model = "/".join(["x" * 250] * 15) + "/tiny.gguf"
+    (folder / model).parent.mkdir(parents=True)
+    shutil.copy(Path(neuron.__file__).parent / "assets" / "tiny.gguf", folder / model)
+    config = f'[models]\nlocal = ["{folder}"]\n[engine]\nparallel = 1\ncontext = 8192\n'
+    with (
+        start_neuron(models=[model], config=config) as node,
+        start_gateway(gateway_config(node.url)) as gateway,
+    ):
+        yield Stack(gateway, node), model
+
+
+async def test_an_answer_whose_reader_stops_makes_way_and_comes_in_full_once_it_reads_on(
+    tmp_path: Path,
+) -> None:
+    with _wordy_stack(tmp_path) as (stack, model):
+        await eventually(lambda: stack.is_servable(model), "the model is servable")
+        asked = ENDLESS | {"model": model, "max_tokens": TOKENS, "logprobs": True}
+        asked |= {"temperature": 0, "stream_options": {"include_usage": True}}
+        request = _post(CHAT, json.dumps(asked).encode())
+        stopped = await _stopped_reader(stack.url, request.replace(b"HTTP/1.1", b"HTTP/1.0"))
+
+        async def is_paused() -> bool:
+            return await _metric(stack.neuron, "neuron_requests_paused") == 1
+
+        await eventually(is_paused, "its reader has stopped", within_s=60)
+        before = await _metric(stack.neuron, "neuron_generated_tokens_total")
+        other = (await ask(stack.url, "What is 3 + 4?", model=model)).body["usage"]
+        computed = 0
+
+        async def is_told() -> bool:
+            nonlocal computed
+            computed = await _metric(stack.neuron, "neuron_generated_tokens_total") - before
+            return computed >= other["completion_tokens"] - 1
+
+        await eventually(is_told, "the worker has told what it computed meanwhile")
+        assert computed <= other["total_tokens"]
+        assert await is_paused()
+
+        stopped.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
+        said = bytearray()
+        while chunk := await asyncio.wait_for(
+            asyncio.get_running_loop().sock_recv(stopped, 2**20), 30
+        ):
+            said += chunk
+        stopped.close()
+    lines = said.partition(b"\r\n\r\n")[2].decode().splitlines()
+    *events, end = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert end == "[DONE]"
+    chunks = [json.loads(event) for event in events]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    usage = chunks[-1]["usage"]
+    spoken = [choice["logprobs"]["content"] for choice in choices if choice.get("logprobs")]
+    scored = [score for scores in spoken for score in scores]
+    thought = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert choices[-1]["finish_reason"] == "length"
+    assert usage["completion_tokens"] == TOKENS
+    assert len(scored) == TOKENS - thought - 2, "each token once; two are marks around the thought"
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    assert bytes(byte for score in scored for byte in score["bytes"]).decode().lstrip() == text
+
+
+async def test_a_neuron_lets_a_reader_that_has_stopped_go_after_a_while() -> None:
+    body = json.dumps(ENDLESS | {"logprobs": True, "top_logprobs": 20}).encode()
+    with start_neuron(config=f"reader_timeout_s = {PATIENCE_S}\n") as node:
+
+        async def is_ready() -> bool:
+            return await _metric(node, "neuron_model_ready") == 1
+
+        await eventually(is_ready, "cortex/tiny is ready")
+        sock = await _stopped_reader(node.url, _post(CHAT, body, "x-request-id: stopped"))
+        line = r'"request" kind=client_gone request_id=stopped '
+        await asyncio.to_thread(node.wait_log, line)
+
+        async def is_at_rest() -> bool:
+            return await _metric(node, "neuron_requests_running") == 0
+
+        await eventually(is_at_rest, "its sequence has ended with it")
+        sock.close()
+
+
+async def _metric(node: Daemon, name: str) -> int:
+    """Of its one model; workers tell their part once a second."""
+    text = (await fetch("GET", f"{node.url}/metrics")).body
+    found = re.search(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE)
+    return int(float(found[1])) if found else 0
 
 
 async def _stopped_reader(url: str, request: bytes) -> socket.socket:
