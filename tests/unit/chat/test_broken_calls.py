@@ -1,4 +1,4 @@
-"""Calls whose JSON is broken: what came stands, marks are never arguments, what follows is read."""
+"""Calls that are broken: what came stands, marks are never arguments, what follows is read."""
 
 from __future__ import annotations
 
@@ -42,16 +42,13 @@ CLOSED = sorted(name for name, (_, _, closes) in FORMATS.items() if closes)
 
 
 def _written(form: str, name: str, arguments: str) -> tuple[str, str, str]:
-    opens, body, closes = FORMATS[form]
-    return opens.replace("NAME", name), _filled(body, name, arguments), closes
-
-
-def _filled(body: str, name: str, arguments: str) -> str:
-    return body.replace("NAME", name).replace("ARGS", arguments)
+    opens, body, closes = (FORMATS | KEYED)[form]
+    body = body.replace("NAME", name).replace("ARGS", arguments)
+    return opens.replace("NAME", name), body, closes
 
 
 def _read(form: str, *chunks: str) -> Seen:
-    return read("".join(FORMATS[form]), *chunks, tools=TOOLS)
+    return read("".join((FORMATS | KEYED)[form]), *chunks, tools=TOOLS)
 
 
 def _same_at_every_cut(form: str, text: str) -> Seen:
@@ -146,6 +143,14 @@ def test_a_call_that_is_cut_short_inside_of_a_string_ends_where_its_mark_is():
     assert _same_at_every_cut("tagged", text) == [("f", '{"a": "see'), "and"]
 
 
+@pytest.mark.parametrize("form", CLOSED)
+def test_a_call_that_is_quoted_in_a_broken_one_is_not_made(form: str):
+    quoted = "".join(_written(form, "add", '{"a": 1}'))
+    opens, body, closes = _written(form, "f", f'{{"a": "use {quoted}"}}')
+    found = _same_at_every_cut(form, opens + body + closes)
+    assert [part[0] for part in found if isinstance(part, tuple)] == ["f"]
+
+
 def test_a_closing_mark_is_text_where_no_call_is_to_be_closed():
     call = '<tool_call>{"name": "f"}</tool_call>'
     text = f"{call} and </tool_call> too"
@@ -166,6 +171,64 @@ def test_a_broken_call_in_a_section_does_not_end_it():
     text = f"<|tool_calls_section_begin|>{text}<|tool_calls_section_end|> Done."
     found = _same_at_every_cut("section", text)
     assert found == [("f", '{"a": [1'), "}} oh", ("add", '{"a": 2}'), " Done."]
+
+
+# The same, of a value between tags and not of JSON.
+KEYED: dict[str, tuple[str, str, str]] = {
+    "function": (
+        "<tool_call>\n<function=NAME>\n",
+        "<parameter=a>\nARGS\n</parameter>",
+        "\n</function>\n</tool_call>",
+    ),
+    "pairs": (
+        "<tool_call>NAME\n",
+        "<arg_key>a</arg_key>\n<arg_value>ARGS</arg_value>",
+        "\n</tool_call>",
+    ),
+    "invoke": (
+        '<ns:tool_call>\n<invoke name="NAME">\n',
+        '<parameter name="a">ARGS</parameter>',
+        "\n</invoke>\n</ns:tool_call>",
+    ),
+}
+_VALUE_END = {"function": "\n</parameter>", "pairs": "</arg_value>", "invoke": "</parameter>"}
+
+
+@pytest.mark.parametrize("form", KEYED)
+@pytest.mark.parametrize("follows", ["nothing", "text", "a call"])
+def test_a_value_without_an_end_ends_with_the_call(form: str, follows: str):
+    behind = {"nothing": "", "text": " Done.", "a call": "".join(_written(form, "add", "1"))}
+    opens, body, closes = _written(form, "f", "Paris")
+    text = opens + body.removesuffix(_VALUE_END[form]) + closes + behind[follows]
+    came = '{"a": "Paris' + ("" if form == "function" else "\\n")
+    found = _same_at_every_cut(form, text)
+    assert found[0] == ("f", came)
+    assert found[1:] == {"nothing": [], "text": ["Done."], "a call": [("add", '{"a": 1}')]}[follows]
+
+
+@pytest.mark.parametrize("form", KEYED)
+def test_the_end_of_a_call_may_be_part_of_a_value(form: str):
+    value = f"end it with {KEYED[form][2]} and go on"
+    text = "".join(_written(form, "f", value))
+    assert _same_at_every_cut(form, text) == [("f", json.dumps({"a": value}))]
+
+
+@settings(deadline=None)
+@given(form=st.sampled_from(sorted(KEYED)), data=st.data())
+def test_whatever_is_left_out_of_a_value_what_follows_is_read(form: str, data: st.DataObject):
+    opens, body, closes = _written(form, "f", "Paris")
+    begin, end = sorted(
+        (data.draw(st.integers(0, len(body))), data.draw(st.integers(0, len(body))))
+    )
+    second = "".join(_written(form, "add", "1"))
+    text = f"Before.\n{opens}{body[:begin]}{body[end:]}{closes}\n{second}\nAfter."
+    whole = _read(form, text)
+    assert _read(form, *text) == whole
+    assert _read(form, *cut(text, data)) == whole
+    assert str(whole[0]).startswith("Before.")
+    assert whole[-2] == ("add", '{"a": 1}')
+    assert str(whole[-1]).strip() == "After."
+    assert not any(mark in str(whole[1][1]) for mark in closes.split() if len(whole) == 4)
 
 
 _EDITS = st.lists(

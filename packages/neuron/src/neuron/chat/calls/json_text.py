@@ -22,14 +22,16 @@ class Container:
     because whoever gets it can judge it better than we; and what JSON forbids inside strings, raw
     control characters, is escaped.
 
-    A mark of the format ends it: outside of strings always; inside of one, unless all of it turns
-    out to be JSON. Where it does not, that string was never closed, and the brackets before the
-    mark are those that stand `around`.
+    A mark ends it: outside of strings always; inside of one, if it is among `closes` and not all of
+    it turns out to be JSON. That string was never closed, then, and the brackets before the mark
+    are those that stand `around`.
     """
 
-    def __init__(self, first: str, marks: tuple[str, ...], around: str = "") -> None:
+    def __init__(
+        self, first: str, marks: tuple[str, ...], closes: tuple[str, ...], around: str = ""
+    ) -> None:
         self._closers = [_CLOSERS[first]]
-        self._plain, self._quoted = _patterns(marks)
+        self._plain, self._quoted = _pattern(marks, r'["{}\[\]]'), _pattern(closes, r'["\\]')
         self._around = around
         self._is_quoted = self._is_escaped = False
         self._told = [first]
@@ -119,10 +121,8 @@ def _without(around: str, text: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _patterns(marks: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What matters outside of strings, and inside of them."""
-    mark = f"(?P<mark>{'|'.join(map(re.escape, marks)) or '(?!)'})"
-    return re.compile(mark + r'|["{}\[\]]'), re.compile(mark + r'|["\\]')
+def _pattern(marks: tuple[str, ...], characters: str) -> re.Pattern[str]:
+    return re.compile(f"(?P<mark>{'|'.join(map(re.escape, marks)) or '(?!)'})|{characters}")
 
 
 def scan_string(text: str, at: int, is_escaped: bool) -> tuple[int, bool, bool]:

@@ -6,11 +6,13 @@
 
 A value that can only be a string is passed on as it comes; any other when it is whole. Nothing in
 these formats is quoted, so a string may hold its own closing tag: that one ends the value only if
-what follows belongs to the format too.
+what follows belongs to the format too. It may hold the end of a call, if its closing tag comes
+before another key; else it was never closed, and the end of the call is one.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +58,11 @@ class KeyedCalls(CallMachine):
         self._schemas = schemas_of(tools)
         self._call_ends = tuple(filter(None, (form.call_end, form.block_end)))
         self._followers = (form.key, *self._call_ends)
-        self._value_end = ("\n" if form.is_padded else "") + form.value_end
+        self._is_over = re.compile("|".join(map(re.escape, self._call_ends))).search
+        padding = "\n" if form.is_padded else ""
+        self._value_ends = [
+            end for mark in (form.value_end, *self._call_ends) for end in {padding + mark, mark}
+        ]
         super().__init__(filter(None, (form.block, form.name)), new_id, closes=self._call_ends)
 
     def _block(self, mark: str) -> Steps[bool]:
@@ -119,7 +125,8 @@ class KeyedCalls(CallMachine):
         return is_whole
 
     def _text_value(self, sink: Callable[[str], None], may_hold_end: bool) -> Steps[bool]:
-        """The value's text up to its closing tag, which is read too; False if it is cut short."""
+        """The value's text up to its closing tag, which is read too; False if it is cut short, or
+        ends with the call."""
         end = self.form.value_end
         if self.form.is_padded:
             while not self._pending and (yield from self._more()):
@@ -129,10 +136,18 @@ class KeyedCalls(CallMachine):
         start = 0  # where the closing tag is looked for: before it stands one that closed nothing
         while True:
             at = self._pending.find(end, start)
+            closed = at if at >= 0 else len(self._pending)
+            over = self._is_over(self._pending, 0, closed)
+            if over is not None:
+                has_key = self._pending.find(self.form.key, over.end(), closed) >= 0
+                if has_key or (at < 0 and self._is_ended):
+                    sink(self._take(over.start()).removesuffix("\n" if self.form.is_padded else ""))
+                    return False
             if at < 0:
-                kept = self._overlap(self._value_end, end)
-                sink(self._take(max(start, len(self._pending) - kept)))
-                start = 0
+                if over is None:
+                    kept = self._overlap(*self._value_ends)
+                    sink(self._take(max(start, len(self._pending) - kept)))
+                    start = 0
             else:
                 closes = self._is_closing(at + len(end)) if may_hold_end else True
                 if closes:

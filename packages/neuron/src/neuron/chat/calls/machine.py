@@ -259,11 +259,14 @@ class CallMachine(ABC):
             if end < len(self._pending) or not (yield from self._more()):
                 return self._take(end)[start:]
 
-    def _until(self, mark: str, limit: int = _MAX_WORD) -> Steps[str | None]:
-        """The text before `mark`, which is read too; None if it is longer than `limit` or the
-        answer ends first."""
+    def _until(self, mark: str, limit: int) -> Steps[str | None]:
+        """The text before `mark`, which is read too; None if it is longer than `limit`, or the
+        answer or the call ends first."""
         while True:
             at = self._pending.find(mark)
+            before = self._pending if at < 0 else self._pending[:at]
+            if any(close in before for close in self._closes):
+                return None
             if 0 <= at <= limit:
                 return self._take(at + len(mark))[:at]
             if at > limit or len(self._pending) > limit + len(mark):
@@ -300,8 +303,11 @@ class CallMachine(ABC):
         if not first:
             return False
         sink(first)
+        # Inside of a string an opening mark is no end, if there is another: a call that is quoted
+        # there must not be made.
+        closes = (*(self._closes or self._opens), *also)
         marks = (*self._opens, *self._closes, *also)
-        container = Container(first, marks, around)
+        container = Container(first, marks, closes, around)
         while True:
             limit = len(self._pending) - (0 if self._is_ended else self._overlap(*marks))
             text, size, is_whole = container.read(self._pending, limit, is_all=self._is_ended)
