@@ -49,6 +49,17 @@ def test_a_model_without_a_name_is_refused(decode: Decode, body: dict[str, Any],
     assert refused.value.param == "model"
 
 
+def test_a_whole_number_may_be_written_as_any():
+    request, _ = _decoded(decode_completion_request, COMPLETION, max_tokens=5.0, temperature=1.0)
+    assert (request.max_tokens, request.temperature) == (5, 1.0)
+    request, _ = _decoded(decode_embedding_request, EMBEDDING, input=[[1.0, 2]])
+    assert request.inputs == [[1, 2]]
+    with pytest.raises(InvalidRequest, match=r"max_tokens: expected .*, got `float`"):
+        _decoded(decode_completion_request, COMPLETION, max_tokens=5.5, n=1.0)
+    with pytest.raises(InvalidRequest, match=r"best_of: expected .*, got `str`"):
+        _decoded(decode_completion_request, COMPLETION, best_of="1", n=1.0)
+
+
 @pytest.mark.parametrize(("decode", "body"), ROUTES)
 def test_whatever_is_missing_is_named(decode: Decode, body: dict[str, Any]):
     for name in body:

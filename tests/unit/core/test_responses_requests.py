@@ -204,6 +204,7 @@ def test_with_tools_how_they_are_called_has_an_effect() -> None:
 REFUSED: list[tuple[dict[str, Any], type[CortexError], str]] = [
     ({"model": ""}, InvalidRequest, "model"),
     ({"input": []}, InvalidRequest, "input"),
+    ({"input": [{"type": "reasoning", "summary": []}]}, InvalidRequest, "input"),
     ({"max_output_tokens": 0}, InvalidRequest, "max_output_tokens"),
     ({"background": True}, UnsupportedParameter, "background"),
     ({"truncation": "auto"}, UnsupportedParameter, "truncation"),

@@ -32,6 +32,7 @@ from cortex_core.envelopes.tokens import (
     TokenizeRequest,
 )
 from cortex_core.errors import Overrun
+from cortex_gateway.openapi_shapes import SHAPES, bounded
 
 __all__ = ["OPERATIONS", "Operation", "document"]
 
@@ -212,10 +213,6 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/openapi.json"): Operation("This document."),
 }
 
-# A chat's lists that stay plain objects, for templates to read, and what each of these is checked
-# against all the same.
-_SHAPES = {"messages": openai_chat.MessageShape, "tools": openai_chat.ToolDefinition}
-
 
 @cache
 def document() -> bytes:
@@ -252,7 +249,8 @@ def _described(operation: Operation) -> dict[str, Any]:
     if operation.takes is not None:
         schema = _reference(operation.takes)
         if operation.required:
-            schema = {"allOf": [schema, {"required": list(operation.required)}]}
+            given = {name: {"not": {"type": "null"}} for name in operation.required}
+            schema = {"allOf": [schema, {"required": list(given), "properties": given}]}
         body = {"required": True, "content": {"application/json": {"schema": schema}}}
         described["requestBody"] = body
     return described
@@ -273,21 +271,28 @@ def _reference(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    kinds: list[Any] = list(_SHAPES.values())
+    kinds: list[Any] = [
+        kind for fields in SHAPES.values() for shapes in fields.values() for kind in shapes
+    ]
     for operation in OPERATIONS.values():
         kinds += [*operation.gives, *operation.fails]
         if operation.takes is not None:
             kinds.append(operation.takes)
-    _, schemas = msgspec.json.schema_components(kinds, ref_template=_AT + "{name}")
+    given, schemas = msgspec.json.schema_components(kinds, ref_template=_AT + "{name}")
     for schema in schemas.values():
         if "description" in schema:
             schema["description"] = inspect.cleandoc(schema["description"])
-    for name, shape in _SHAPES.items():
-        items = {"type": "array", "items": _reference(shape)}
-        schemas[openai_chat.ChatRequest.__name__]["properties"][name] = items
+    shapes = iter(given)
+    for name, fields in SHAPES.items():
+        for field, choices in fields.items():
+            found = [next(shapes) for _ in choices]
+            schemas[name]["properties"][field] = found[0] if len(found) == 1 else {"anyOf": found}
     for operation in OPERATIONS.values():
         if operation.takes is not None:
-            _close(schemas[operation.takes.__name__], operation.ignored)
+            schema = schemas[operation.takes.__name__]
+            schema["properties"]["model"] = {"type": "string", "minLength": 1}
+            bounded(schema)
+            _close(schema, operation.ignored)
     return {name.lstrip("_"): schema for name, schema in schemas.items()}
 
 

@@ -18,7 +18,7 @@ __all__ = [
     "MessagesRequest",
     "OutputConfig",
     "Thinking",
-    "ToolChoice",
+    "ToolUseChoice",
     "decode_messages_request",
 ]
 
@@ -62,7 +62,7 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: JsonFormat | None = None
 
 
-class ToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ToolUseChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`name` for `tool` alone, and required there."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -85,7 +85,7 @@ class MessagesRequest(msgspec.Struct, frozen=True):
     top_k: int | None = None
     top_p: float | None = None
     tools: list[dict[str, Any]] = []
-    tool_choice: ToolChoice | None = None
+    tool_choice: ToolUseChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: JsonFormat | None = None
@@ -136,7 +136,7 @@ def decode_messages_request(
         request = replace(request, tool_choice=None)
     elif choice is not None and choice.type == "none" and choice.disable_parallel_tool_use:
         ignored.append(_NOT_PARALLEL)
-        request = replace(request, tool_choice=ToolChoice("none"))
+        request = replace(request, tool_choice=ToolUseChoice("none"))
     return _counted(request, ignored) if is_count else (request, ignored)
 
 
@@ -166,11 +166,11 @@ def _counted(request: MessagesRequest, ignored: list[str]) -> tuple[MessagesRequ
         counted = replace(counted, output_config=OutputConfig(output.effort))
     if choice is not None and choice.disable_parallel_tool_use:
         given.append(_NOT_PARALLEL)
-        counted = replace(counted, tool_choice=ToolChoice(choice.type, choice.name))
+        counted = replace(counted, tool_choice=ToolUseChoice(choice.type, choice.name))
     return counted, ignored + given
 
 
-def _check_choice(choice: ToolChoice | None) -> None:
+def _check_choice(choice: ToolUseChoice | None) -> None:
     if choice is None or (choice.type == "tool") == (choice.name is not None):
         return
     problem = "missing" if choice.name is None else f"is not for type {choice.type!r}"

@@ -14,6 +14,7 @@ from cortex_core.errors import InvalidRequest, UnsupportedParameter
 __all__ = [
     "ENCRYPTED_REASONING",
     "IGNORED_PARAMETERS",
+    "INCLUDABLE",
     "LOGPROBS",
     "Reasoning",
     "ResponsesRequest",
@@ -34,6 +35,9 @@ _NEVER_THERE = (
     "web_search_call.action.sources",
     "web_search_call.results",
 )
+
+INCLUDABLE = (ENCRYPTED_REASONING, LOGPROBS, *_NEVER_THERE)
+"""What `include` may name."""
 
 IGNORED_PARAMETERS = frozenset(
     {

@@ -20,6 +20,9 @@ __all__ = ["decode_object", "decode_request"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+# No parameter has numbers further down: `thinking.budget_tokens`, token ids in lists of lists.
+_DEEPEST = 3
+
 _AT_PATH = re.compile(r" - at `(?P<path>[^`]*)`$")
 
 
@@ -44,7 +47,8 @@ def decode_request(
 ) -> tuple[T, list[str]]:
     """The typed request and the sorted names of parameters present but without effect.
 
-    A null counts as absent: SDKs and agents send it for optional parameters.
+    A null counts as absent: SDKs and agents send it for optional parameters. A whole number may be
+    written as any: 5.0 is 5.
     Raises InvalidJson, InvalidRequest (with `param`) or UnsupportedParameter (with `param`).
     """
     values = {name: value for name, value in decode_object(body).items() if value is not None}
@@ -57,11 +61,31 @@ def decode_request(
             raise UnsupportedParameter(f"unsupported parameter: {name!r}{hint}", param=name)
         present.append(name)
     try:
-        return msgspec.convert(values, kind), sorted(present)
+        return _converted(values, kind), sorted(present)
     except msgspec.ValidationError as error:
         message, param = _locate(str(error))
         hint = get_type_hints(kind).get(param or "")
         raise InvalidRequest(with_choices(message, hint), param=param) from None
+
+
+def _converted(values: dict[str, Any], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+    return msgspec.convert(_whole(values, _DEEPEST), kind)
+
+
+def _whole(value: Any, depth: int) -> Any:
+    """JSON has one kind of number, and so have many of its writers."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict) and depth:
+        return {name: _whole(each, depth - 1) for name, each in value.items()}
+    if isinstance(value, list) and depth:
+        return [_whole(each, depth - 1) for each in value]
+    return value
 
 
 def _locate(message: str) -> tuple[str, str | None]:

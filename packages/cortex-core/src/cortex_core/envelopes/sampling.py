@@ -10,6 +10,7 @@ from cortex_core.errors import InvalidRequest
 __all__ = [
     "MOST_CHOICES",
     "MOST_LOGPROBS",
+    "RANGES",
     "Samplers",
     "SamplingParameters",
     "StreamOptions",
@@ -91,7 +92,7 @@ MOST_CHOICES = 128
 MOST_LOGPROBS = 20
 
 # Inclusive bounds; a NaN or an infinity cannot come in as JSON.
-_RANGES: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 2**31 - 1),
     "max_completion_tokens": (1, 2**31 - 1),
     "max_thinking_tokens": (0, 2**31 - 1),
@@ -128,21 +129,21 @@ _LONGEST_BREAKER = 40  # bytes; llama.cpp would cut a longer one
 
 
 def is_in_range(name: str, value: float) -> bool:
-    low, high = _RANGES[name]
+    low, high = RANGES[name]
     return low <= value <= high
 
 
 def check_range(name: str, value: float | None, like: str | None = None) -> None:
     """`like`: whose bounds they are, where another dialect calls it `name`. Raises InvalidRequest
     that names the parameter and its bounds."""
-    low, high = _RANGES[like or name]
+    low, high = RANGES[like or name]
     if value is not None and not low <= value <= high:
         raise InvalidRequest(f"{name}: must be from {low} to {high}, got {value}", param=name)
 
 
 def check_ranges(request: SamplingParameters) -> None:
     """Raises InvalidRequest that names the parameter and its bounds."""
-    for name in _RANGES:
+    for name in RANGES:
         check_range(name, getattr(request, name, None))
     limit = request.token_limit
     if request.min_tokens and limit is not None and request.min_tokens > limit:

@@ -71,6 +71,8 @@ def translate_responses(
     chat: dict[str, Any] = {"model": request.model}
     chat["messages"] = _system(request) + chat_messages(before, memory.item, "previous_response_id")
     chat["messages"] += chat_messages(given, memory.item)
+    if not chat["messages"]:
+        raise InvalidRequest("input: all of it is empty", param="input")
     tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools)]
     if tools:
         chat["tools"] = tools
