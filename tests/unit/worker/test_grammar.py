@@ -86,16 +86,36 @@ def test_where_few_are_allowed_all_are_looked_at(model: llama.Model) -> None:
     guide.free()
 
 
-def test_first_bytes_spare_no_token_that_may_come(model: llama.Model) -> None:
+@pytest.mark.parametrize("many", [0, 3, 10_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'root ::= [é-ü世a-c]+ "!"',
+        'root ::= " "? ("the" | "that " [a-z]+ | "is" | "世" | "é" "t")*',
+        "root ::= [^\\x00]+",
+        TEXT,
+    ],
+)
+def test_first_bytes_spare_no_token_that_may_come(
+    model: llama.Model, text: str, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against llama.cpp asked about every token."""
-    guide = Grammars(model).compile(Grammar("gbnf", 'root ::= [é-ü世a-c]+ "!"', "grammar"))
+    monkeypatch.setattr(gbnf, "_LOOKED_AT", 4)
+    monkeypatch.setattr(gbnf, "_MANY", many)
+    guide = Grammars(model).compile(Grammar("gbnf", text, "grammar"))
     assert isinstance(guide, gbnf.GbnfGuide)
     size = model.vocabulary.size
-    every = set(guide._allowed(np.arange(size, dtype=np.int32)).tolist())
-    row = np.zeros(size, np.float32)
-    guide.restrict(row, 0)
-    assert set(np.flatnonzero(row > -np.inf).tolist()) == every
-    assert len(every) > 5
+    is_text = [guide._first_bytes.is_text(token) or token in guide._ends for token in range(size)]
+    rng = np.random.default_rng(many)
+    for _ in range(12):
+        every = guide._allowed(np.flatnonzero(is_text).astype(np.int32)).tolist()
+        row = np.zeros(size, np.float32)
+        guide.restrict(row, 0)
+        assert set(np.flatnonzero(row > -np.inf).tolist()) == set(every)
+        going_on = [token for token in every if token not in guide._ends]
+        if not going_on:
+            break
+        guide.accept(int(rng.choice(going_on)))
     guide.free()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ _QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]|#[^\n]*')
 _LOOKED_AT = 1024
 """About so many of the likeliest tokens are tried before all: 150,000 take llama.cpp 10 ms."""
 
+_MANY = 256
+"""Tokens that begin alike: to ask what may follow takes as long as to ask about so many."""
+
+_MOST_BYTES = 128  # where more may come next, it is text of any kind
+
 _SAMPLED = 8192
 _GROUP = 64
 _NO_TEXT = 256  # in place of a byte
@@ -46,6 +52,10 @@ class FirstBytes:
         text = [t for t, piece in enumerate(pieces) if piece and t not in special]
         first = np.array([pieces[t][0] for t in text], np.uint8)
         self.alone = np.array([t for t in text if len(pieces[t]) == 1], np.int32)
+        self.byte = {pieces[t][0]: t for t in self.alone.tolist()}
+        in_order = sorted(text, key=pieces.__getitem__)
+        self._in_order = np.array(in_order, np.int32)
+        self._pieces_in_order = [pieces[t] for t in in_order]
         self._unknown = np.setdiff1d(np.arange(256), [pieces[t][0] for t in self.alone.tolist()])
         ids = np.array(text, np.int32)
         self._sample = ids[:: max(len(ids) // _SAMPLED, 1)]
@@ -72,6 +82,15 @@ class FirstBytes:
 
     def all(self, begun: Bytes) -> Int32s:
         return np.concatenate([self._of_byte[byte] for byte in np.flatnonzero(begun)] or [_NONE])
+
+    def beginning(self, prefix: bytes) -> tuple[Int32s, Int32s]:
+        """Those that are no more than it, and those that go on."""
+        pieces = self._pieces_in_order
+        start = bisect_left(pieces, prefix)
+        longer = bisect_right(pieces, prefix, start)
+        below = prefix.rstrip(b"\xff")
+        end = bisect_left(pieces, below[:-1] + bytes([below[-1] + 1])) if below else len(pieces)
+        return self._in_order[start:longer], self._in_order[longer:end]
 
     def likeliest(self, begun: Bytes, logits: Floats, count: int) -> Int32s:
         """All from some logit on, about `count`. Which logit that is, a sample tells well enough,
@@ -161,14 +180,44 @@ class GbnfGuide:
                 if len(allowed) >= enough:
                     self._is_open = True
                     return allowed
-        return self._allowed(self._with_ends(logits, first.all(begun)))
+        if first.size(begun) <= _LOOKED_AT:
+            tokens = first.all(begun)
+        else:
+            until = time.thread_time() + _LONGEST_STEP_S
+            tokens = np.concatenate([*self._beginning(b"", self._handle, begun, until)])
+        return self._allowed(self._with_ends(logits, tokens))
+
+    def _beginning(
+        self, prefix: bytes, handle: Any, begun: Bytes, until: float
+    ) -> Iterator[Int32s]:
+        """Of the tokens that begin with `prefix`, which `handle` has accepted, those that go on
+        with a byte of `begun`; of many that go on alike, only those whose next bytes may come, too.
+        After a space may come half of a vocabulary, of which a value in JSON allows little."""
+        for byte in np.flatnonzero(begun).tolist():
+            longer_prefix = prefix + bytes([byte])
+            same, longer = self._first_bytes.beginning(longer_prefix)
+            yield same
+            token = self._first_bytes.byte.get(byte)
+            if len(longer) <= _MANY or token is None or time.thread_time() > until:
+                yield longer
+                continue
+            further = lib.llama_sampler_clone(handle)
+            try:
+                lib.llama_sampler_accept(further, token)
+                after = self._first_bytes.begun(self._allowed(self._first_bytes.alone, further))
+                if np.count_nonzero(after) > _MOST_BYTES:
+                    yield longer
+                else:
+                    yield from self._beginning(longer_prefix, further, after, until)
+            finally:
+                lib.llama_sampler_free(further)
 
     def _with_ends(self, logits: Floats, tokens: Int32s) -> Int32s:
         """Those that are possible at all."""
         tokens = np.concatenate((self._ends, tokens))
         return tokens[logits[tokens] > -np.inf]
 
-    def _allowed(self, tokens: Int32s) -> Int32s:
+    def _allowed(self, tokens: Int32s, handle: Any = None) -> Int32s:
         """A few at a time, then more, to notice before it is too late that they take long: some
         grammars of thirty characters have millions of ways to go on. The time is this thread's own:
         that others keep the processor busy is not the grammar's fault."""
@@ -177,7 +226,7 @@ class GbnfGuide:
         began = time.thread_time()
         at, size = 0, 1
         while at < len(tokens):
-            apply(self._handle, candidates[at : at + size])
+            apply(handle or self._handle, candidates[at : at + size])
             at = min(at + size, len(tokens))
             spent = time.thread_time() - began
             if spent > _LONGEST_STEP_S:
