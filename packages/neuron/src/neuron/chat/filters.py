@@ -25,6 +25,7 @@ from neuron.chat.allowance import (
 )
 
 __all__ = [
+    "GROWING",
     "check_format",
     "check_method",
     "check_number",
@@ -55,9 +56,19 @@ def check_format(pattern: str, values: Iterable[Any]) -> None:
     check_length(len(pattern) + fields * (1000 + sum(map(weigh, values))))
 
 
+GROWING = frozenset(
+    {
+        "center", "encode", "expandtabs", "format", "format_map", "join", "ljust", "maketrans",
+        "replace", "rjust", "rsplit", "split", "splitlines", "translate", "zfill",
+    }
+)  # fmt: skip
+"""The methods of a text that may make more of it than there is."""
+
+
 def check_method(
     owner: str, method: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
 ) -> None:
+    """Of those that are GROWING."""
     if method in ("center", "ljust", "rjust", "zfill", "expandtabs"):
         width = next((n for n in (*arguments, *named.values()) if isinstance(n, int)), 0)
         check_length(width * (owner.count("\t") if method == "expandtabs" else 1))

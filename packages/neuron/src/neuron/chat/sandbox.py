@@ -39,6 +39,7 @@ from neuron.chat.allowance import (
     weigh,
 )
 from neuron.chat.filters import (
+    GROWING,
     check_format,
     check_method,
     check_number,
@@ -318,13 +319,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         tick()
         if type(__callee) is Macro:
             return _direct(__callee, arguments, named)
-        method = getattr(__callee, "__wrapped__", __callee)  # the sandbox wraps str.format
+        is_built_in = type(__callee) is BuiltinMethodType
+        # The sandbox wraps str.format.
+        method = __callee if is_built_in else getattr(__callee, "__wrapped__", __callee)
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            check_method(owner, method.__name__, arguments, named)
+            if method.__name__ in GROWING:
+                check_method(owner, method.__name__, arguments, named)
         elif owner is not None and isinstance(owner, list | tuple | Mapping):
             weigh((owner if method.__name__ in ("index", "count") else "", arguments))
-        if type(__callee) is BuiltinMethodType:
+        if is_built_in:
             return _direct(__callee, arguments, named)
         return made(super().call(__context, __callee, *arguments, **named), NEW_ITEM_BYTES)
 
