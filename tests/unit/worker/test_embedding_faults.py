@@ -191,7 +191,6 @@ def test_its_state_tells_who_runs_and_who_waits(bench: Bench):
     bench.turn()
     state = bench.engine.state()
     assert (state.steps, state.running, state.waiting) == (1, 1, 1)
-    assert state.tokens > 500
     assert state.step_s == 0.0
 
 

@@ -111,6 +111,15 @@ def test_a_request_is_started_before_its_prompt_is_computed(bench: Bench) -> Non
     assert [d.request for d in second.deltas] == [1]
 
 
+def test_what_is_counted_as_generated_is_what_was_answered(bench: Bench) -> None:
+    for request in (1, 2):
+        bench.engine.submit(Generate(request, "tiny", "on", ENDLESS, max_tokens=5))
+    steps = bench.turn(20)
+    usages = [finished.usage for step in steps for finished in step.finished]
+    assert [usage.completion for usage in usages] == [5, 5]
+    assert bench.engine.state().generated == 10
+
+
 def test_a_cancel_frees_the_sequence_in_the_next_turn(bench: Bench) -> None:
     for request in range(1, 6):  # one more than there are slots
         bench.submit(request)

@@ -158,7 +158,7 @@ def _of_engines(supervisors: Sequence[Supervisor]) -> Iterator[Metric]:
         "neuron_engine_steps", "Batches computed.", _MODEL, each(lambda load: load.steps)
     )
     yield _counter(
-        "neuron_generated_tokens", "Tokens generated.", _MODEL, each(lambda load: load.tokens)
+        "neuron_generated_tokens", "Tokens generated.", _MODEL, each(lambda load: load.generated)
     )
     yield _gauge(
         "neuron_requests_paused",

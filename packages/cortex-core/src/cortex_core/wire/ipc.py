@@ -406,11 +406,12 @@ class Step(_Report, frozen=True):
 class ModelLoad(msgspec.Struct, frozen=True, array_like=True):
     """One model's load at a moment. `step_s`: how long the step in progress has been running.
     Of `cells` KV cells `cells_running` hold running sequences, `cells_cached` ended ones.
-    `host_bytes`: parked in host memory. Of the `running`, `paused` compute nothing."""
+    `host_bytes`: parked in host memory. Of the `running`, `paused` compute nothing.
+    `generated`: tokens, since the load."""
 
     model: str
     steps: int
-    tokens: int
+    generated: int
     running: int
     waiting: int
     step_s: float

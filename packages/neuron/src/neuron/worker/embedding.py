@@ -120,7 +120,6 @@ class EmbeddingEngine:
         self._requests: dict[int, _Request] = {}
         self._passes = Passes(self._context.plan.rows, self._context.texts)
         self._steps = 0
-        self._tokens = 0
         self._step_began = 0.0
         self._failures = 0
 
@@ -149,7 +148,7 @@ class EmbeddingEngine:
         return ModelLoad(
             model=self._name,
             steps=self._steps,
-            tokens=self._tokens,
+            generated=0,
             running=running,
             waiting=len(self._requests) - running + len(self._inbox),
             step_s=time.monotonic() - began if began else 0.0,
@@ -192,7 +191,6 @@ class EmbeddingEngine:
         except Exception as error:
             self._start_over(error)
         else:
-            self._tokens += sum(map(len, texts))
             for (request, index), row in zip(chosen, outputs, strict=True):
                 self._put(self._requests[request], index, row)
         finally:

@@ -108,7 +108,7 @@ class Engine:
         self._failed: list[Failed] = []
 
         self._steps = 0
-        self._tokens = 0
+        self._generated = 0
         self._step_began = 0.0
         self._failures = 0
 
@@ -146,7 +146,7 @@ class Engine:
         return ModelLoad(
             model=self._name,
             steps=self._steps,
-            tokens=self._tokens,
+            generated=self._generated,
             running=len(scheduler.decoding) + len(scheduler.prefilling) + paused,
             waiting=len(scheduler.waiting) + len(self._inbox) + len(self._preparing),
             step_s=time.monotonic() - began if began else 0.0,
@@ -301,7 +301,6 @@ class Engine:
         self._decode(end)
         context.synchronize()
         self._scheduler.measured(end, time.monotonic() - began)
-        self._tokens += end
         for chunk in batch.chunks:
             stream = chunk.sequence
             self._kv.write(stream.slot, stream.todo[chunk.start : chunk.stop])
@@ -317,6 +316,7 @@ class Engine:
                 continue
             if stream.is_unending:
                 logits[row, self._end_ids] = -np.inf
+            self._generated += 1
             self._take(stream, self._choose(stream, logits, row))
 
     def _decode_rows(self) -> None:
@@ -333,7 +333,7 @@ class Engine:
         rows.prepare()
         self._decode(rows.size)
         streams = rows.streams
-        self._tokens += len(streams)
+        self._generated += len(streams)
         logits = rows.logits()
         if rows.is_plain:
             tokens = logits.argmax(axis=1).tolist()
