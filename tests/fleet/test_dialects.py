@@ -48,6 +48,7 @@ class Shout(Shouting):
         self.model: str = values["at"]
         self.is_stream = bool(values.get("stream"))
         self.ignored = tuple(sorted(values.keys() & {"loudness", "pitch"}))
+        self.names = {"reasoning_effort": "effort", "enable_thinking": ""}
         messages = [{"role": "user", "content": values["shout"]}]
         self.chat = msgspec.json.encode(
             {"model": self.model, "stream": self.is_stream, "messages": messages}
@@ -97,6 +98,7 @@ ROUTES = {
     "/v1/chat/completions": Route("/v1/chat/completions", is_generating=True),
 }
 OPENED = said("BEGIN None")
+IGNORED = {"X-Cortex-Ignored": "user, enable_thinking, reasoning_effort"}
 
 
 @pytest.fixture
@@ -225,9 +227,9 @@ async def test_what_is_no_chat_stream_ends_in_an_error_event(
 
 
 async def test_what_was_ignored_by_either_is_told(a: ScriptedNeuron, desk: Desk) -> None:
-    a.script = lambda call: call.answer(completion("x"), headers={"X-Cortex-Ignored": "user"})
+    a.script = lambda call: call.answer(completion("x"), headers=IGNORED)
     reply = await desk.ask("/shout", shout(pitch=1, loudness=2)).reply()
-    assert reply.headers["x-cortex-ignored"] == "user, loudness, pitch"
+    assert reply.headers["x-cortex-ignored"] == "user, effort, loudness, pitch"
 
 
 # errors, each in the dialect's own words

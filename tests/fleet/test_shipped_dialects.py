@@ -9,7 +9,7 @@ import pytest
 
 from cortex_core.wire import sse
 from tests.fleet.conftest import Rig
-from tests.fleet.scripted_neuron import Call, chunks_of
+from tests.fleet.scripted_neuron import Call, chunks_of, completion
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -72,6 +72,39 @@ async def test_others_find_it_under_the_usual_name_alone(rig: Rig, path: str) ->
     reply = await rig.ask("GET", path)
     assert "request-id" not in reply.headers
     assert reply.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "told"),
+    [
+        ("/v1/messages", MESSAGE, ["thinking.budget_tokens", "output_config.effort"]),
+        (
+            "/v1/messages",
+            MESSAGE | {"thinking": {"type": "disabled"}},
+            ["thinking", "thinking.budget_tokens", "output_config.effort"],
+        ),
+        ("/v1/responses", {"input": "hi"}, ["reasoning.effort"]),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_node_has_no_use_for_is_told_by_the_clients_own_names(
+    rig: Rig, path: str, more: dict[str, Any], told: list[str], stream: bool
+) -> None:
+    said = {"/v1/messages": "enable_thinking, max_thinking_tokens, reasoning_effort"}
+    headers = {"X-Cortex-Ignored": said.get(path, "reasoning_effort")}
+
+    async def script(call: Call) -> None:
+        if not stream:
+            await call.answer(completion("hello"), headers=headers)
+            return
+        await call.start_stream(headers)
+        for chunk in chunks_of("hello", usage=True):
+            await call.chunk(chunk)
+        await call.end()
+
+    rig.a.script = script
+    reply = await rig.ask("POST", path, {"model": "only/a", "stream": stream} | more)
+    assert reply.headers["x-cortex-ignored"].split(", ") == told
 
 
 async def test_a_list_of_models_is_cut_into_pages_for_anthropics_clients_alone(rig: Rig) -> None:

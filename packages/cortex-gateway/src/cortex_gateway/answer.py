@@ -6,7 +6,7 @@ Pure functions over a status, headers and a body that has been read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -96,15 +96,18 @@ def passed_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
 
 
 def with_ignored(
-    headers: list[tuple[bytes, bytes]], ignored: Iterable[str]
+    headers: list[tuple[bytes, bytes]], ignored: Iterable[str], names: Mapping[str, str]
 ) -> list[tuple[bytes, bytes]]:
-    """The headers with these parameters, too, in `x-cortex-ignored`."""
-    names = [name.encode("ascii", "replace") for name in ignored]
-    if not names:
-        return headers
-    told = [value for name, value in headers if name == b"x-cortex-ignored"]
+    """The headers with these parameters, too, in `x-cortex-ignored`. `names`: what the client calls
+    those that the node names there; see `Translation`."""
+    told = [value.decode("latin-1") for name, value in headers if name == b"x-cortex-ignored"]
+    words = [word for value in told for word in value.split(", ")]
+    named = [names.get(word, word) for word in words]
+    every = [name for name in dict.fromkeys([*named, *ignored]) if name]
     others = [(name, value) for name, value in headers if name != b"x-cortex-ignored"]
-    return [*others, (b"x-cortex-ignored", b", ".join(told + names))]
+    if not every:
+        return others
+    return [*others, (b"x-cortex-ignored", ", ".join(every).encode("ascii", "replace"))]
 
 
 def cache_in(headers: RawHeaders) -> str | None:

@@ -100,6 +100,7 @@ class Counting:
         self.model = of.model
         self.chat = of.chat
         self.ignored = of.ignored
+        self.names = of.names
         self.error_body = of.error_body
         self.error_event = of.error_event
         self.keep_alive = of.keep_alive

@@ -65,7 +65,8 @@ class Relay:
         """What a node told before its answer began is void: another will be asked."""
         self._reply.stream_head = [EVENT_STREAM]
         if self._translation is not None:
-            self._reply.stream_head += with_ignored([], self._translation.ignored)
+            said = self._translation
+            self._reply.stream_head += with_ignored([], said.ignored, said.names)
 
     async def pass_on(self, node: str, response: aiohttp.ClientResponse) -> None:
         """Raises NETWORK_ERRORS, CortexError, and NodeFault as long as the answer has not begun."""
@@ -84,7 +85,7 @@ class Relay:
         translation = self._translation
         headers = answer.headers
         if translation is not None:
-            headers = with_ignored(headers, translation.ignored)
+            headers = with_ignored(headers, translation.ignored, translation.names)
         if answer.error is not None:
             self.kind = kind_of(answer.error, answer.status, was_forwarded=True)
             self.code = answer.error.code
@@ -130,7 +131,8 @@ class Relay:
         reply.stream_head = passed_headers(response.raw_headers)
         self.cache = cache_in(reply.stream_head)
         if translation is not None:
-            reply.stream_head = with_ignored(reply.stream_head, translation.ignored)
+            ignored, names = translation.ignored, translation.names
+            reply.stream_head = with_ignored(reply.stream_head, ignored, names)
         comments = b""
         read = response.content.readany
         try:

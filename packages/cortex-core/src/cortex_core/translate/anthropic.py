@@ -6,7 +6,7 @@ Pure: a chat completion in, a message out.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -29,6 +29,8 @@ _encode = msgspec.json.Encoder().encode
 _PING = sse.encode(b'{"type":"ping"}', event="ping")
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 
+_NO_NAMES: Mapping[str, str] = {}
+
 Kind = Literal["text", "thinking", "tool_use"]
 _DELTAS: dict[Kind, bytes] = {
     "text": b'{"type":"text_delta","text":',
@@ -48,12 +50,14 @@ class AnthropicTranslation:
         *,
         is_stream: bool,
         ignored: tuple[str, ...] = (),
+        names: Mapping[str, str] = _NO_NAMES,
         shows_thinking: bool = True,
     ) -> None:
         self.model = model
         self.is_stream = is_stream
         self.chat = chat
         self.ignored = ignored
+        self.names = names
         self._shows_thinking = shows_thinking
         self._id = f"msg_{secrets.token_hex(12)}"
         self._usage = {"input_tokens": 0, "output_tokens": 0, **_cache(0)}

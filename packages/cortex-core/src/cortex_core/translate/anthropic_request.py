@@ -16,6 +16,13 @@ __all__ = ["translate_messages"]
 
 _encode = msgspec.json.Encoder().encode
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+# Without a word about thinking, a chat is told that there is none.
+_NAMES = {
+    "enable_thinking": "",
+    "max_thinking_tokens": "thinking.budget_tokens",
+    "reasoning_effort": "output_config.effort",
+    "tools.function.strict": "tools.strict",
+}
 # What a tool is made of, and what has no effect on tools as it has none on the whole request.
 _TOOL_KEYS = frozenset({"type", "name", "description", "input_schema", "strict", "cache_control"})
 
@@ -64,6 +71,7 @@ def translate_messages(
         _encode(chat),
         is_stream=request.stream,
         ignored=tuple(ignored),
+        names=_NAMES if request.thinking is None else _NAMES | {"enable_thinking": "thinking"},
         shows_thinking=not is_omitted,
     )
 

@@ -28,6 +28,8 @@ from cortex_core.wire import sse
 
 __all__ = ["ResponsesTranslation"]
 
+NAMES = {"reasoning_effort": "reasoning.effort", "tools.function.strict": "tools.strict"}
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -56,6 +58,7 @@ class ResponsesTranslation:
         self.is_stream = request.stream
         self.chat = chat
         self.ignored = ignored
+        self.names = NAMES
         self.conversation = conversation
         self.request = request
         self.response: dict[str, Any] = _blank(request, new_id("resp"), created_at)

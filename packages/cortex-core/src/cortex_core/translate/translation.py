@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from cortex_core.errors import CortexError
@@ -24,6 +25,12 @@ class Translation(Protocol):
     """The body for /v1/chat/completions; its stream includes usage."""
     ignored: tuple[str, ...]
     """Names of parameters that have no effect, for `x-cortex-ignored`."""
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What this dialect calls a chat's parameters, where a node may name them in that header;
+        empty where the client has said no such thing."""
+        ...
 
     def started(self, prompt: int, cached: int) -> None:
         """Prompt tokens, and those of them that were reused; known before the first event of an
