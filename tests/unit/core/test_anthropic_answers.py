@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 from anthropic.types import Message
 
-from cortex_core.errors import (
-    UpstreamFailed,
-)
 from tests.unit.core.anthropic_play import (
     CALLS,
     STREAM,
@@ -79,5 +76,15 @@ def test_a_call_that_was_cut_in_two_is_none() -> None:
     half = [CALLS[0], {"id": "c", "function": {"name": "add", "arguments": '{"a'}}]
     whole = json.loads(translated().whole(completion("length", tool_calls=half)))
     assert [block["id"] for block in whole["content"]] == ["call_0"]
-    with pytest.raises(UpstreamFailed):
-        translated().whole(completion("tool_calls", tool_calls=half))
+
+
+@pytest.mark.parametrize("others", [CALLS[:1], []])
+def test_a_call_that_cannot_be_run_is_what_the_model_said(others: list[Any]) -> None:
+    """The client is not to send its request again, and no call is made up in its place."""
+    broken = {"id": "c", "function": {"name": "add", "arguments": '{"a": 1, ""}'}}
+    body = completion("tool_calls", tool_calls=[*others, broken])
+    whole = json.loads(translated().whole(body))
+    assert whole["content"][-1] == {"type": "text", "text": 'add {"a": 1, ""}'}
+    assert len(whole["content"]) == len(others) + 1
+    assert whole["stop_reason"] == ("tool_use" if others else "end_turn")
+    Message.model_validate(whole)

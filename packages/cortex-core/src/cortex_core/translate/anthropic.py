@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cortex_core.errors import CortexError, UpstreamFailed, render_anthropic
+from cortex_core.errors import CortexError, render_anthropic
 from cortex_core.translate.chat_stream import (
     CallDelta,
     ChatChunk,
@@ -85,6 +85,8 @@ class AnthropicTranslation:
         is_cut = choice.finish_reason == "length"
         content += _tool_uses(message.tool_calls or (), is_cut=is_cut)
         reason, sequence = _stopped(choice.finish_reason, choice.stop_reason)
+        if reason == "tool_use" and all(block["type"] != "tool_use" for block in content):
+            reason = "end_turn"
         return _encode(
             self._message()
             | {
@@ -234,8 +236,8 @@ def _opened_call(call: CallDelta) -> dict[str, Any]:
 
 
 def _tool_uses(calls: Iterable[CallDelta], *, is_cut: bool) -> Iterator[dict[str, Any]]:
-    """A call that the end of the answer cut in two is none. Raises UpstreamFailed over any other
-    whose arguments are no JSON object."""
+    """A call that the end of the answer cut in two is none. Any other whose arguments are no JSON
+    object is what the model said, and nothing that could be run."""
     for call in calls:
         arguments = (call.function.arguments if call.function else None) or "{}"
         try:
@@ -243,7 +245,7 @@ def _tool_uses(calls: Iterable[CallDelta], *, is_cut: bool) -> Iterator[dict[str
         except (msgspec.DecodeError, RecursionError):
             if is_cut:
                 return
-            raise UpstreamFailed(
-                f"the model's call has arguments that are no JSON object: {arguments[:200]!r}"
-            ) from None
-        yield _opened_call(call) | {"input": value}
+            name = (call.function.name if call.function else None) or ""
+            yield {"type": "text", "text": f"{name} {arguments}"}
+        else:
+            yield _opened_call(call) | {"input": value}
