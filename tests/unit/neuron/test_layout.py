@@ -8,7 +8,15 @@ import pytest
 
 from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import EngineParams
-from neuron.models.layout import KvPlan, allocated_cells, flash_attention_of, layout_of, plan_kv
+from neuron.models.layout import (
+    KvPlan,
+    allocated_cells,
+    default_flash_attention,
+    flash_attention_of,
+    layout_of,
+    plan_kv,
+    step_tokens_of,
+)
 
 
 def layout(*, can_trim: bool = True, is_cpu: bool = True, **params: Any) -> str:
@@ -86,6 +94,56 @@ def test_flash_attention_unasked_is_the_models_default(default: bool | None) -> 
 def test_flash_attention_is_as_asked() -> None:
     assert flash_attention_of(EngineParams(flash_attention=True), default=False) is True
     assert flash_attention_of(EngineParams(flash_attention=False), default=None) is False
+
+
+def default(heads: int, plan: KvPlan, *, is_cpu: bool = True, is_small: bool = False) -> Any:
+    return default_flash_attention(plan, heads=heads, is_cpu=is_cpu, is_small=is_small)
+
+
+@pytest.mark.parametrize(
+    ("heads", "context", "expected"),
+    [
+        (16, 768, None),  # short
+        (16, 1024, False),
+        (16, 65_536, False),
+        (16, 65_792, None),  # scores over 512 MiB
+        (64, 16_384, False),
+        (64, 16_640, None),
+    ],
+)
+def test_a_cpu_does_without_flash_attention_where_that_is_faster_and_has_room(
+    heads: int, context: int, expected: bool | None
+) -> None:
+    assert default(heads, plan(context, parallel=1)) is expected
+    assert default(heads, plan(context, parallel=4, kv="partitioned")) is expected
+
+
+def test_a_pool_is_seen_whole_by_every_token() -> None:
+    assert default(64, plan(8192, parallel=4, kv="unified")) is None
+
+
+def test_a_gpu_has_flash_attention_and_a_small_model_on_a_cpu_never() -> None:
+    assert default(16, plan(4096), is_cpu=False) is None
+    assert default(16, plan(512), is_small=True) is False
+
+
+@pytest.mark.parametrize(
+    ("context", "flash_attention", "is_cpu", "tokens"),
+    [
+        (32_768, False, True, 256),
+        (33_024, False, True, 128),
+        (131_072, False, True, 128),  # an operator's wish
+        (32_768, None, True, 512),
+        (32_768, False, False, 512),
+    ],
+)
+def test_a_step_is_smaller_where_its_scores_take_room(
+    context: int, flash_attention: bool | None, is_cpu: bool, tokens: int
+) -> None:
+    found = step_tokens_of(
+        plan(context, parallel=1), heads=16, flash_attention=flash_attention, is_cpu=is_cpu
+    )
+    assert found == tokens
 
 
 @pytest.mark.parametrize(

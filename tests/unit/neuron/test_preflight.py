@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,6 +115,16 @@ def test_the_worker_is_told_the_layout() -> None:
     assert preflight(64 * GIB, parallel=1).params.kv == "unified"
     gpu = [Room("cuda:0", 24 * GIB)]
     assert preflight(64 * GIB, gpus=gpu, parallel=4).params.kv == "unified"
+
+
+def test_the_worker_is_told_whether_to_use_flash_attention() -> None:
+    large = msgspec.structs.replace(TINY, file_bytes=GIB)
+    assert preflight(64 * GIB, large, context=512).params.flash_attention is None
+    found = preflight(64 * GIB, large, context=2048)
+    assert found.params.flash_attention is False
+    assert found.estimate("large", "cpu").flash_attention is False
+    gpu = [Room("cuda:0", 24 * GIB)]
+    assert preflight(64 * GIB, large, gpu, context=2048).params.flash_attention is None
 
 
 def test_a_recurrent_model_is_known_by_its_header(tmp_path: Path) -> None:

@@ -16,14 +16,13 @@ import msgspec
 from cortex_core.wire.ipc import EngineParams
 from neuron.models.gguf import type_bytes
 from neuron.models.graph import GraphSize, compute_bytes
-from neuron.models.layout import CELL_BLOCK, KvPlan, allocated_cells
+from neuron.models.layout import CELL_BLOCK, KvPlan, allocated_cells, step_tokens_of
 from neuron.models.pooling import PassPlan
 from neuron.models.shape import Layer, ModelShape
 
 __all__ = ["DeviceFootprint", "Footprint", "Room", "footprint_of", "largest_context"]
 
 _F32 = 4
-_MOST_STEP_TOKENS = 512  # llama.cpp's micro-batch, as worker/llama.py sets it
 _LEAST_BATCH = 16
 _GPU_RUNTIME_BYTES = 512 * 1024 * 1024
 """What CUDA and its libraries take of a GPU for themselves, on any model's behalf."""
@@ -221,7 +220,13 @@ class _Sum:
             return GraphSize(plan.rows, self._cells, 1, plan.rows, self._flash_attention)
         parts = 1 if plan.layout == "unified" else plan.parallel
         batch = min(max(params.batch, plan.parallel, _LEAST_BATCH), self._cells)
-        tokens = min(batch, _MOST_STEP_TOKENS)
+        step = step_tokens_of(
+            plan,
+            heads=self._shape.heads,
+            flash_attention=self._flash_attention,
+            is_cpu=self._host == 0,
+        )
+        tokens = min(batch, step)
         outputs = min(tokens, plan.parallel)
         return GraphSize(
             tokens, self._cells // parts, plan.parallel, outputs, self._flash_attention

@@ -17,9 +17,11 @@ __all__ = [
     "SMALL_FILE_BYTES",
     "KvPlan",
     "allocated_cells",
+    "default_flash_attention",
     "flash_attention_of",
     "layout_of",
     "plan_kv",
+    "step_tokens_of",
 ]
 
 CELL_BLOCK = 256
@@ -30,6 +32,12 @@ MOST_POOLED = 128
 
 SMALL_FILE_BYTES = 64_000_000
 """On a CPU, a smaller model is loaded for exactness and few threads; see worker/load.py."""
+
+_F32 = 4
+_STEP_TOKENS = 512
+_STEP_TOKENS_WITH_SCORES = (256, 128)
+_LEAST_CELLS_WITH_SCORES = 1024
+_MOST_SCORES_BYTES = 512 * 1024 * 1024
 
 
 class KvPlan(msgspec.Struct, frozen=True):
@@ -101,6 +109,42 @@ def flash_attention_of(params: EngineParams, *, default: bool | None) -> bool | 
             param="flash_attention",
         )
     return True
+
+
+def default_flash_attention(
+    plan: KvPlan, *, heads: int, is_cpu: bool, is_small: bool
+) -> bool | None:
+    """Where nobody has asked: None = where the device has it. `is_small`: see SMALL_FILE_BYTES.
+
+    llama.cpp's CPU kernels are faster without where there is much to look at: 0.6B, f16, two
+    cores, behind 512 to 6,144 cells a row took 0.6 to 0.8 of the time, four rows 0.4 to 0.9, 20
+    tokens of a prompt 0.3 to 0.7 and 256 of them 0.8 to 1.0. Behind 16 cells one row took 1.2
+    times as long, sixteen 1.5: a value is written number by number. So short contexts have it; and
+    very long ones, where every head's scores would take too much room.
+    """
+    if not is_cpu:
+        return None
+    is_short = _seen(plan) < _LEAST_CELLS_WITH_SCORES
+    has_room = _has_room_for_scores(plan, heads, min(_STEP_TOKENS_WITH_SCORES))
+    return False if is_small or (has_room and not is_short) else None
+
+
+def step_tokens_of(plan: KvPlan, *, heads: int, flash_attention: bool | None, is_cpu: bool) -> int:
+    """Tokens of a prompt that go through the model at once (llama.cpp's micro-batch). A CPU takes
+    as long per token for 128 as for 512, and their scores are a quarter."""
+    if not is_cpu or flash_attention is not False:
+        return _STEP_TOKENS
+    sizes = _STEP_TOKENS_WITH_SCORES
+    return next((size for size in sizes if _has_room_for_scores(plan, heads, size)), sizes[-1])
+
+
+def _has_room_for_scores(plan: KvPlan, heads: int, tokens: int) -> bool:
+    return _F32 * heads * _seen(plan) * tokens <= _MOST_SCORES_BYTES
+
+
+def _seen(plan: KvPlan) -> int:
+    """Cells that a token may look at."""
+    return allocated_cells(plan) // (1 if plan.layout == "unified" else plan.parallel)
 
 
 def allocated_cells(plan: KvPlan) -> int:

@@ -21,6 +21,7 @@ from neuron.models.layout import (
     CELL_BLOCK,
     SMALL_FILE_BYTES,
     KvPlan,
+    default_flash_attention,
     flash_attention_of,
     plan_kv,
 )
@@ -90,11 +91,7 @@ class Preflight:
         self._gpus = tuple(gpus)
         self._is_cpu = not gpus
         self._params = params
-        is_small = self._is_cpu and header.file_bytes < SMALL_FILE_BYTES and not self._is_pooler
-        # Not forbidden means used: both llama.cpp's CPU and its CUDA backend have it.
-        self._flash_attention = (
-            flash_attention_of(params, default=False if is_small else None) is not False
-        )
+        self._is_small = self._is_cpu and header.file_bytes < SMALL_FILE_BYTES
         self._check_kv_type()
         most = self.shape.context or _UNKNOWN_CONTEXT
         if params.context:
@@ -105,7 +102,9 @@ class Preflight:
         plan = self._plan(context)
         self.params = replace(params, context=context)
         if isinstance(plan, KvPlan):
-            self.params = replace(self.params, kv=plan.layout)
+            self.params = replace(
+                self.params, kv=plan.layout, flash_attention=self._flash_attention(plan)
+            )
         self.footprint = self._footprint(context)
 
     def check_room(self, model: str) -> None:
@@ -148,7 +147,7 @@ class Preflight:
             kv=plan.layout if isinstance(plan, KvPlan) else "unified",
             kv_type=self.params.kv_type,
             cells=plan.cells if isinstance(plan, KvPlan) else 0,
-            flash_attention=self._flash_attention,
+            flash_attention=self._has_flash_attention(plan),
             weights_bytes=footprint.weights_bytes,
             kv_bytes_per_token=footprint.kv_bytes_per_token,
             kv_bytes=footprint.kv_bytes,
@@ -193,12 +192,25 @@ class Preflight:
             is_cpu=self._is_cpu,
         )
 
+    def _flash_attention(self, plan: KvPlan | PassPlan) -> bool | None:
+        default = None
+        if isinstance(plan, KvPlan):
+            default = default_flash_attention(
+                plan, heads=self.shape.heads, is_cpu=self._is_cpu, is_small=self._is_small
+            )
+        return flash_attention_of(self._params, default=default)
+
+    def _has_flash_attention(self, plan: KvPlan | PassPlan) -> bool:
+        """Not forbidden means used: both llama.cpp's CPU and its CUDA backend have it."""
+        return self._flash_attention(plan) is not False
+
     def _footprint(self, context: int) -> Footprint:
+        plan = self._plan(context)
         return footprint_of(
             self.shape,
             self._params,
-            self._plan(context),
-            flash_attention=self._flash_attention,
+            plan,
+            flash_attention=self._has_flash_attention(plan),
             host=self._host.device,
             gpus=self._gpus,
         )

@@ -328,17 +328,19 @@ class Context:
         flash_attention: bool | None,
         unified: bool = False,
         kv_type: str = "f16",
+        step_tokens: int = 512,
     ) -> None:
         """`cells` tokens in all: an equal part for each of `parallel` sequences, or where
         `unified` one pool for MAX_SEQUENCES, of which only the first `parallel` may be decoded and
         the next one is not to be used.
-        `flash_attention` None = where the device supports it. Raises LlamaError."""
+        `flash_attention` None = where the device supports it. A `batch` goes through the model
+        `step_tokens` at a time. Raises LlamaError."""
         params = lib.llama_context_default_params()
         params.n_ctx = cells
         # One more where there is one pool; see `save`.
         params.n_seq_max = min(parallel + unified, MAX_SEQUENCES)
         params.n_batch = batch
-        params.n_ubatch = min(batch, 512)
+        params.n_ubatch = min(batch, step_tokens)
         # One row of logits per sequence and batch, so no buffers for a row per token.
         params.n_outputs_max = params.n_seq_max
         params.n_threads = params.n_threads_batch = threads

@@ -25,7 +25,13 @@ from cortex_core.errors import (
 from cortex_core.wire.ipc import EngineParams, ModelInfo, ModelKind
 from neuron.models.gguf import parts_of
 from neuron.models.kind import kind_of
-from neuron.models.layout import SMALL_FILE_BYTES, flash_attention_of, plan_kv
+from neuron.models.layout import (
+    SMALL_FILE_BYTES,
+    default_flash_attention,
+    flash_attention_of,
+    plan_kv,
+    step_tokens_of,
+)
 from neuron.models.pooling import plan_passes, pools_last
 from neuron.worker import llama
 from neuron.worker.channels import find_marks
@@ -159,9 +165,12 @@ def load(
             can_trim=model.can_trim,
             is_cpu=is_cpu,
         )
-        # Without flash attention llama.cpp's CPU kernels give a row the same numbers in every
-        # batch (for Q8_0 weights), and on small models they are faster besides.
-        flash_attention = flash_attention_of(params, default=False if is_small else None)
+        flash_attention = flash_attention_of(
+            params,
+            default=default_flash_attention(
+                plan, heads=model.heads, is_cpu=is_cpu, is_small=is_small
+            ),
+        )
 
         # One pool's rows fill a tile together, except where there is only one to fill it.
         has_tiles = (
@@ -181,6 +190,9 @@ def load(
                 flash_attention=flash_attention,
                 unified=plan.layout == "unified",
                 kv_type=params.kv_type,
+                step_tokens=step_tokens_of(
+                    plan, heads=model.heads, flash_attention=flash_attention, is_cpu=is_cpu
+                ),
             )
 
         try:
