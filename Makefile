@@ -46,7 +46,7 @@ up: setup ## Run gateway and one local neuron until Ctrl-C
 	@$(BIN)/cortex up
 
 test: setup ## Every tier: unit, fleet, e2e, gpu (skipped without one)
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: setup ## ruff (check and format) and pyright
 	@$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from tests.e2e.client import Answer, fetch
 from tests.e2e.conftest import gateway_config
 from tests.processes import Daemon, start_gateway, start_neuron
 
-ROOM_MB = 70  # for one model with this context, not for two
+ROOM_MB = 50  # for one model with this context, not for two
 CONTEXT = 4096
 
 
