@@ -153,6 +153,11 @@ def test_the_document_holds_every_route_and_no_other(served: Served) -> None:
     assert set(served.document["paths"]) == held | set(DIALECTS)
 
 
+def test_the_document_describes_what_it_speaks_of_and_nothing_else(served: Served) -> None:
+    spoken_of = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(served.document))
+    assert set(served.document["components"]["schemas"]) == set(spoken_of)
+
+
 @pytest.mark.parametrize("label", WITH_BODY)
 def test_whatever_is_sent_is_answered_as_the_document_says(served: Served, label: str) -> None:
     count = -(-CASES // len(WITH_BODY))

@@ -6,6 +6,7 @@ The public routes and nothing of /admin. A route that is not described here fail
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from cortex_gateway.openapi_shapes import SHAPES, bounded
 __all__ = ["OPERATIONS", "Operation", "document"]
 
 _AT = "#/components/schemas/"
+_REFERENCE = re.compile(rf'"{_AT}(\w+)"'.encode())
 
 
 class ErrorDetail(msgspec.Struct):
@@ -224,7 +226,7 @@ def document() -> bytes:
         "openapi": "3.1.0",
         "info": {"title": "cortex", "version": cortex_gateway.__version__},
         "paths": paths,
-        "components": {"schemas": _schemas()},
+        "components": {"schemas": _reached(paths, _schemas())},
     }
     # A type that is private in its module is not so to whoever reads this.
     return msgspec.json.encode(value).replace(_AT.encode() + b"_", _AT.encode())
@@ -293,7 +295,18 @@ def _schemas() -> dict[str, Any]:
             schema["properties"]["model"] = {"type": "string", "minLength": 1}
             bounded(schema)
             _close(schema, operation.ignored)
-    return {name.lstrip("_"): schema for name, schema in schemas.items()}
+    return schemas
+
+
+def _reached(paths: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """Those that the paths speak of: a field that was given other shapes leaves its own behind."""
+    reached: set[str] = set()
+    left: list[Any] = [paths]
+    while left:
+        found = {name.decode() for name in _REFERENCE.findall(msgspec.json.encode(left.pop()))}
+        left += [schemas[name] for name in found - reached]
+        reached |= found
+    return {name.lstrip("_"): schema for name, schema in schemas.items() if name in reached}
 
 
 def _close(schema: dict[str, Any], ignored: Iterable[str]) -> None:
