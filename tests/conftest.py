@@ -1,0 +1,10 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+# No test fails for being slow: machines are busy, and the first text that hypothesis makes up on a
+# machine takes it a second.
+settings.register_profile("cortex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cortex")
