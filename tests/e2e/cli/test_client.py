@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,13 +301,16 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(cortex: Cortex, models_dir:
 
 
 def test_a_load_on_a_terminal_shows_its_progress(cortex: Cortex, models_dir: Path) -> None:
-    path = str(models_dir / "second.gguf")
-    terminal = Terminal("load", path, url=cortex.url)
+    path = (
+        models_dir / f"{'a-long-name-' * 6}that-fills-the-line.gguf"
+    )  # and 80 columns hold no more
+    shutil.copy(models_dir / "second.gguf", path)
+    terminal = Terminal("load", str(path), url=cortex.url)
     assert terminal.ended() == 0
-    assert f"loading {path}" in terminal.seen
+    assert "loading /" in terminal.seen
     assert "100%" in terminal.seen
-    assert f"loaded {path}" in terminal.seen
-    assert cortex("unload", path).returncode == 0
+    assert f"loaded {path}" in terminal.seen.replace("\r\n", "")
+    assert cortex("unload", str(path)).returncode == 0
 
 
 def test_status_on_a_terminal_is_coloured(cortex: Cortex) -> None:

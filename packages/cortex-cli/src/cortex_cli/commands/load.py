@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from cortex_cli.failure import Failure
 from cortex_cli.gateway import Gateway, Placed, url_option
@@ -118,12 +119,14 @@ async def _watched(gateway: Gateway, placed: Placed) -> OperatorOrder:
     """Polls until the order ends or the gateway fails; shows a bar meanwhile on a terminal."""
     out = err_console()
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=40),
+        BarColumn(bar_width=20),
         TaskProgressColumn(),
         TimeElapsedColumn(),
+        # The one column that gives way: a long name must not push out how far the load is.
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
         console=out,
         transient=True,
+        expand=True,
         disable=not out.is_terminal,
     )
     order = placed.order
