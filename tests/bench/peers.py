@@ -17,7 +17,7 @@ from pathlib import Path
 from tools.build_flags import sound_flags
 from tools.make_gguf import PRESETS, make_gguf
 
-__all__ = ["CACHE", "llama_server", "model", "model_pair"]
+__all__ = ["CACHE", "installed", "llama_server", "model", "model_pair", "nginx"]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cortex-bench"
 
@@ -54,6 +54,25 @@ def llama_server() -> Path:
     _run(["cmake", "--build", build, "--target", "llama-server", "-j", str(os.cpu_count() or 1)])
     shutil.rmtree(home / "src")
     return binary
+
+
+def nginx() -> Path:
+    """Raises LookupError."""
+    binary = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if binary is None:
+        raise LookupError("nginx is not installed (apt-get install nginx-light)")
+    return Path(binary)
+
+
+def installed(requirement: str, command: str) -> Path:
+    """The folder of commands of a virtual environment that has it; made on first use. `command`:
+    one that it brings."""
+    home = CACHE / requirement.partition("[")[0]
+    if not (home / "bin" / command).exists():
+        print(f"installing {requirement} (once)", file=sys.stderr)
+        _run([sys.executable, "-m", "venv", str(home)])
+        _run([str(home / "bin" / "python"), "-m", "pip", "install", "-q", requirement])
+    return home / "bin"
 
 
 def model(preset: str, kind: str) -> Path:

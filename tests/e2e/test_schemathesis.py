@@ -115,7 +115,6 @@ class Served:
 
         @settings(
             max_examples=count,
-            deadline=None,
             database=None,
             derandomize=True,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -10,8 +10,6 @@ the rounds' ratios.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import peers
+from tests.bench import command, peers
 from tests.bench.engine import agents, burst, decode, gap, memory, swap
 from tests.bench.engine.servers import ServerFailed
 
@@ -47,40 +45,22 @@ async def _tables(
 
 
 async def _print(arguments: argparse.Namespace) -> None:
-    # Servers that are stopped when their parent dies would stay for ever.
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     binary, console = peers.llama_server(), Console(width=None if sys.stdout.isatty() else 120)
-    for scenario in arguments.scenarios or SCENARIOS:
+    for scenario in arguments.scenarios:
         async for table in _tables(scenario, binary, arguments):
             console.print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.engine",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; default: all"
-    )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = command.scenario_parser("tests.bench.engine", __doc__, SCENARIOS, rounds=3)
     only = parser.add_argument_group("decode only")
     only.add_argument("--tokens", type=int, help="per stream; default: the case's own")
     only.add_argument("--only", default="", help="cases whose title contains this")
     only.add_argument(
         "--widths", type=int, nargs="+", default=list(decode.WIDTHS), metavar="STREAMS"
     )
-    arguments = parser.parse_args()
-    for scenario in arguments.scenarios:
-        if scenario not in SCENARIOS:
-            parser.error(f"{scenario!r} is none of {', '.join(SCENARIOS)}")
     try:
-        asyncio.run(_print(arguments))
-    except asyncio.CancelledError:
-        raise SystemExit(128 + signal.SIGTERM) from None
+        command.run(_print(parser.parse_args()))
     except ServerFailed as failure:
         raise SystemExit("\n".join([str(failure), *failure.__notes__])) from None
 

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from statistics import median
 
 from rich.table import Table
 
 from tests.bench import peers
+from tests.bench.conversations import (
+    ANSWER_TOKENS,
+    RECALL_HEADINGS,
+    Recall,
+    Turn,
+    next_turn,
+    recall_cells,
+)
 from tests.bench.engine import prompts
 from tests.bench.engine.prompts import Conversation, Tokenizer
 from tests.bench.engine.rounds import all_running, new_table, take_turns
@@ -25,8 +32,6 @@ from tests.bench.engine.streams import Client
 AGENTS = 2
 TURNS = 20
 SYSTEM_TOKENS = 600
-TURN_TOKENS = (80, 50)  # what a tool said, what the assistant said
-ANSWER_TOKENS = 16
 CELLS = 4096
 
 # A cache of one sequence, which the two fight for; and two sequences that share as many cells.
@@ -37,31 +42,17 @@ SETUPS: tuple[tuple[str, int, Layout | None], ...] = (
 
 
 @dataclass(frozen=True)
-class Turn:
-    conversation: Conversation
-    prompt_tokens: int
-    known_tokens: int
-
-
-@dataclass(frozen=True)
-class Run:
+class Run(Recall):
     """`waited_s`: the times to first tokens, summed."""
 
-    prompt_tokens: int
-    known_tokens: int
-    recomputed_tokens: int
     waited_s: float
-
-    @property
-    def recomputed_percent(self) -> float:
-        return 100 * self.recomputed_tokens / self.known_tokens
 
 
 async def measure(binary: Path, rounds: int, turns: int = TURNS) -> Table:
     model = peers.model("qwen3-0.6b", "Q4_K_M")
     table = new_table(
         f"agents: {AGENTS} conversations of {turns} turns, alternating, {CELLS:,} KV cells",
-        "server", "cache", "prompt tokens", "known", "recomputed", "%", "waited s",
+        "server", "cache", *RECALL_HEADINGS, "waited s",
     )  # fmt: skip
     with prompts.opened(model) as tokenizer:
 
@@ -77,10 +68,7 @@ async def measure(binary: Path, rounds: int, turns: int = TURNS) -> Table:
                 table.add_row(
                     server.name,
                     title,
-                    f"{median(run.prompt_tokens for run in result):,.0f}",
-                    f"{median(run.known_tokens for run in result):,.0f}",
-                    f"{median(run.recomputed_tokens for run in result):,.0f}",
-                    f"{median(run.recomputed_percent for run in result):.1f}",
+                    *recall_cells(result),
                     f"{median(run.waited_s for run in result):.1f}",
                 )
     return table
@@ -99,7 +87,7 @@ async def _play(server: Server, script: Iterable[Turn]) -> Run:
                 )
             prompt += turn.prompt_tokens
             known += turn.known_tokens
-            recomputed += max(0, turn.known_tokens - answer.counts.cached_tokens)
+            recomputed += turn.recomputed(answer.counts.cached_tokens)
             waited_s += answer.ttft_s
     return Run(prompt, known, recomputed, waited_s)
 
@@ -111,17 +99,4 @@ def script(tokenizer: Tokenizer, turns: int, round_: int) -> Iterator[Turn]:
     seen: list[list[int]] = []
     for turn in range(turns):
         for agent, chat in enumerate(chats):
-            seed = f"{round_} {agent} {turn}"
-            heard, said = (
-                prompts.prose(tokenizer, tokens, f"{seed} {tokens}") for tokens in TURN_TOKENS
-            )
-            chat.append({"role": "user", "content": heard})
-            ids = tokenizer.ids(prompts.chatml(chat))
-            known = max((_shared(ids, other) for other in seen), default=0)
-            yield Turn(list(chat), len(ids), known)
-            seen.append(ids)
-            chat.append({"role": "assistant", "content": said})
-
-
-def _shared(one: list[int], other: list[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+            yield next_turn(tokenizer, chat, seen, f"{round_} {agent} {turn}")

@@ -10,8 +10,9 @@ from rich.table import Table
 from tests.bench import peers
 from tests.bench.engine import prompts
 from tests.bench.engine.rounds import all_running, new_table, take_turns
-from tests.bench.engine.servers import LlamaServer, Neuron, Server, Setup, resident_bytes
+from tests.bench.engine.servers import LlamaServer, Neuron, Server, Setup
 from tests.bench.engine.streams import run_streams
+from tests.bench.processes import resident_bytes
 
 CASES = (("qwen3-0.6b", "Q4_K_M", 2), ("toy", "F16", 1))
 PARALLEL = 16
@@ -31,12 +32,12 @@ async def measure(binary: Path, rounds: int) -> Table:
         loaded: dict[str, int] = {}
 
         async def after_load(server: Server, loaded: dict[str, int] = loaded) -> None:
-            loaded[server.name] = resident_bytes(server)
+            loaded[server.name] = resident_bytes(server.pids)
 
         async def after_burst(server: Server, round_: int) -> int:
             chats = [prompts.say(f"Round {round_}, stream {i}: hello.") for i in range(PARALLEL)]
             await run_streams(server, chats, TOKENS)
-            return resident_bytes(server)
+            return resident_bytes(server.pids)
 
         async with all_running(servers):
             results = await take_turns(servers, rounds, after_burst, after_load)

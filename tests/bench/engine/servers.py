@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -18,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import aiohttp
 
 from tests.bench.engine.prompts import Conversation, chatml
+from tests.bench.processes import family, free_port, running
 
 __all__ = [
     "Counts",
@@ -28,7 +27,6 @@ __all__ = [
     "Server",
     "ServerFailed",
     "Setup",
-    "resident_bytes",
 ]
 
 START_TIMEOUT_S = 120
@@ -96,7 +94,7 @@ class _Process:
 
     @property
     def pids(self) -> list[int]:
-        return _family(self._process.pid) if self._process else []
+        return family(self._process.pid) if self._process else []
 
     @contextlib.asynccontextmanager
     async def _running(
@@ -105,7 +103,10 @@ class _Process:
         environment: dict[str, str],
         is_ready: Callable[[], Awaitable[bool]],
     ) -> AsyncIterator[None]:
-        with _started(command, environment) as self._process:
+        with (
+            tempfile.TemporaryDirectory(prefix="bench-engine-") as folder,
+            running(command, Path(folder, "log"), environment) as self._process,
+        ):
             try:
                 await _until(is_ready, self._process)
                 yield
@@ -126,7 +127,7 @@ class Neuron(_Process):
     def __init__(self, setup: Setup, **engine: object) -> None:
         """`engine`: more keys of neuron.toml's [engine]."""
         self.setup = setup
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._command = [
             sys.executable, "-m", "neuron", "--listen", f"127.0.0.1:{port}",
@@ -199,7 +200,7 @@ class LlamaServer(_Process):
     def __init__(self, binary: Path, setup: Setup) -> None:
         self.setup = setup
         self.name = "llama-server" + (f" {setup.layout}" if setup.layout else "")
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._command = [
             str(binary), "--host", "127.0.0.1", "--port", str(port), "--log-disable",
@@ -263,33 +264,6 @@ class Router(LlamaServer):
         return path, body | {"model": (model or self.setup.model).stem}
 
 
-def resident_bytes(server: Server) -> int:
-    """Resident memory of its processes together; pages they share count for each."""
-    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.pids)
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-@contextlib.contextmanager
-def _started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            yield process
-        except ServerFailed as failure:
-            log.seek(0)
-            failure.add_note(log.read()[-3000:].decode(errors="replace"))
-            raise
-        finally:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
 async def _until(is_ready: Callable[[], Awaitable[bool]], process: subprocess.Popen[bytes]) -> None:
     """Poll a foreign server, which offers no event to wait for."""
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -301,21 +275,3 @@ async def _until(is_ready: Callable[[], Awaitable[bool]], process: subprocess.Po
                 return
         await asyncio.sleep(0.1)
     raise ServerFailed(f"{process.args} was not ready within {START_TIMEOUT_S} s")
-
-
-def _family(pid: int) -> list[int]:
-    """The process and its descendants, parents first."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [
-            int(child) for task in tasks for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return []  # it has ended
-    return [pid, *(member for child in children for member in _family(child))]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -9,9 +9,7 @@ that nobody finds what another has left in their caches.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
-import signal
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -19,6 +17,8 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench import command
+from tests.bench.conversations import RECALL_HEADINGS, recall_cells
 from tests.bench.engine import prompts
 from tests.bench.engine.rounds import new_table
 from tests.bench.fleet import parked
@@ -44,17 +44,16 @@ async def conversations(rounds: int) -> Table:
             turns = script(tokenizer, f"round {round_}")
         for router, kind in PAIRS:
             backends: Backends = kind()
-            with tempfile.TemporaryDirectory(prefix="bench-fleet-") as folder:
-                async with (
-                    backends.running(Path(folder)),
-                    ROUTERS[router](backends.urls, Path(folder)) as url,
-                ):
-                    run = await play(url, backends.model, turns)
+            with (
+                tempfile.TemporaryDirectory(prefix="bench-fleet-") as folder,
+                backends.running(Path(folder)),
+                ROUTERS[router](backends.urls, Path(folder)) as url,
+            ):
+                run = await play(url, backends.model, turns)
             runs.setdefault((router, backends.name), []).append(run)
     table = new_table(
         "12 conversations of 6 turns over 3 nodes, all at once",
-        "router", "nodes", "prompt tokens", "known", "recomputed", "%",
-        "TTFT s", "of later turns", "ours is quicker", "all s",
+        "router", "nodes", *RECALL_HEADINGS, "TTFT s", "of later turns", "ours is quicker", "all s",
     )  # fmt: skip
     ours = median(median(run.later_s) for run in runs["cortex", "neurons"])
     for (router, nodes), results in runs.items():
@@ -62,10 +61,7 @@ async def conversations(rounds: int) -> Table:
         table.add_row(
             router,
             nodes,
-            f"{median(run.prompt_tokens for run in results):,.0f}",
-            f"{median(run.known_tokens for run in results):,.0f}",
-            f"{median(run.recomputed_tokens for run in results):,.0f}",
-            f"{median(run.recomputed_percent for run in results):.1f}",
+            *recall_cells(results),
             f"{median(median(run.first_s) for run in results):.2f}",
             f"{later:.2f}",
             f"{later / ours:.1f} x",
@@ -75,12 +71,8 @@ async def conversations(rounds: int) -> Table:
 
 
 async def _print(arguments: argparse.Namespace) -> None:
-    # Servers that are stopped when their parent dies would stay for ever.
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     console = Console(width=None if os.isatty(1) else 120)
-    for scenario in arguments.scenarios or SCENARIOS:
+    for scenario in arguments.scenarios:
         console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         if scenario == "conversations":
             console.print(await conversations(arguments.rounds))
@@ -89,21 +81,8 @@ async def _print(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.fleet",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: all")
-    parser.add_argument("--rounds", type=int, default=1)
-    arguments = parser.parse_args()
-    for scenario in arguments.scenarios:
-        if scenario not in SCENARIOS:
-            parser.error(f"{scenario!r} is none of {', '.join(SCENARIOS)}")
-    try:
-        asyncio.run(_print(arguments))
-    except asyncio.CancelledError:
-        raise SystemExit(128 + signal.SIGTERM) from None
+    parser = command.scenario_parser("tests.bench.fleet", __doc__, SCENARIOS, rounds=1)
+    command.run(_print(parser.parse_args()))
 
 
 if __name__ == "__main__":

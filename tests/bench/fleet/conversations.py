@@ -14,46 +14,30 @@ import json
 import random
 import time
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import aiohttp
 
+from tests.bench.conversations import ANSWER_TOKENS, Recall, Turn, next_turn
 from tests.bench.engine import prompts
 from tests.bench.engine.prompts import Conversation, Tokenizer
 
-__all__ = ["Run", "Turn", "play", "script"]
+__all__ = ["Run", "play", "script"]
 
 CONVERSATIONS = 12
 TURNS = 6
 SYSTEM_TOKENS = 300
-TURN_TOKENS = (80, 50)  # what the user says, what the assistant said
-ANSWER_TOKENS = 16
 PAUSE_S = 0.5  # at most, before a client's next turn
 
 
 @dataclass(frozen=True)
-class Turn:
-    conversation: Conversation
-    prompt_tokens: int
-    known_tokens: int
-
-
-@dataclass(frozen=True)
-class Run:
+class Run(Recall):
     """`first_s`: of each request, seconds to the first text; of all but the conversations' first
     ones in `later_s`."""
 
-    prompt_tokens: int
-    known_tokens: int
-    recomputed_tokens: int
     first_s: list[float]
     later_s: list[float]
     took_s: float
-
-    @property
-    def recomputed_percent(self) -> float:
-        return 100 * self.recomputed_tokens / self.known_tokens
 
 
 def script(tokenizer: Tokenizer, seed: str) -> list[list[Turn]]:
@@ -64,19 +48,8 @@ def script(tokenizer: Tokenizer, seed: str) -> list[list[Turn]]:
 def _conversation(tokenizer: Tokenizer, seed: str) -> list[Turn]:
     system = prompts.prose(tokenizer, SYSTEM_TOKENS, seed)
     chat: Conversation = [{"role": "system", "content": system}]
-    turns: list[Turn] = []
-    before: list[int] = []
-    for turn in range(TURNS):
-        heard, said = (
-            prompts.prose(tokenizer, tokens, f"{seed} {turn} {tokens}") for tokens in TURN_TOKENS
-        )
-        chat.append({"role": "user", "content": heard})
-        ids = tokenizer.ids(prompts.chatml(chat))
-        known = sum(1 for _ in takewhile(lambda p: p[0] == p[1], zip(before, ids, strict=False)))
-        turns.append(Turn(list(chat), len(ids), known))
-        chat.append({"role": "assistant", "content": said})
-        before = ids
-    return turns
+    seen: list[list[int]] = []
+    return [next_turn(tokenizer, chat, seen, f"{seed} {turn}") for turn in range(TURNS)]
 
 
 async def play(url: str, model: str, conversations: list[list[Turn]]) -> Run:
@@ -111,7 +84,7 @@ async def play(url: str, model: str, conversations: list[list[Turn]]) -> Run:
     return Run(
         sum(turn.prompt_tokens for turn, _ in counts),
         sum(turn.known_tokens for turn, _ in counts),
-        sum(max(0, turn.known_tokens - cached) for turn, cached in counts),
+        sum(turn.recomputed(cached) for turn, cached in counts),
         first_s,
         later_s,
         time.perf_counter() - began,

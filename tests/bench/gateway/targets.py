@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.peers import CACHE
+from tests.bench import peers
+from tests.bench.processes import cpu_s, family, free_port, resident_bytes, running, wait_for
 
 __all__ = ["TARGETS", "Target", "running_backend"]
 
 
 class Target(NamedTuple):
-    """A listening proxy. `pids` are all its processes; none for the backend itself."""
+    """A listening proxy. `pid`: of its first process; None for the backend itself."""
 
     address: str
-    pids: list[int]
+    pid: int | None
+
+    @property
+    def pids(self) -> list[int]:
+        return family(self.pid) if self.pid is not None else []
 
     @property
     def resident_mb(self) -> float:
-        return sum(_resident_bytes(pid) for pid in self.pids) / 1e6
+        return resident_bytes(self.pids) / 1e6
 
     @property
     def cpu_s(self) -> float:
-        return sum(_cpu_s(pid) for pid in self.pids)
+        return cpu_s(self.pids)
 
 
 @contextlib.contextmanager
@@ -51,13 +51,13 @@ def running_backend(gap_ms: float, events: int, spread: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def direct(backend: str, folder: Path) -> Iterator[Target]:
-    yield Target(backend, [])
+    yield Target(backend, None)
 
 
 @contextlib.contextmanager
 def cortex(backend: str, folder: Path) -> Iterator[Target]:
     """The gateway as it ships: routing, metrics, one log line per request (to a file)."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     config = folder / "cortex.toml"
     config.write_text(
         f'[gateway]\nlisten = "{address}"\nmetrics_listen = "127.0.0.1:0"\n'
@@ -65,28 +65,25 @@ def cortex(backend: str, folder: Path) -> Iterator[Target]:
         "utf-8",
     )
     command = [sys.executable, "-m", "cortex_gateway", "--config", str(config)]
-    with _running(command, folder / "gateway.log") as process:
-        _wait_for(f"http://{address}/v1/models", b'"loaded":true')
-        yield Target(address, [process.pid])
+    with running(command, folder / "gateway.log") as process:
+        wait_for(f"http://{address}/v1/models", b'"loaded":true')
+        yield Target(address, process.pid)
 
 
 @contextlib.contextmanager
 def bare(backend: str, folder: Path) -> Iterator[Target]:
     """The gateway's own parts, without the gateway."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "tests.bench.gateway.bare", address, backend]
-    with _running(command, folder / "bare.log") as process:
-        _wait_for(f"http://{address}/", b"")
-        yield Target(address, [process.pid])
+    with running(command, folder / "bare.log") as process:
+        wait_for(f"http://{address}/", b"")
+        yield Target(address, process.pid)
 
 
 @contextlib.contextmanager
 def nginx(backend: str, folder: Path) -> Iterator[Target]:
     """One worker, kept-alive upstream connections, no buffering, no access log."""
-    binary = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    if binary is None:
-        raise LookupError("nginx is not installed (apt-get install nginx-light)")
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     config = folder / "nginx.conf"
     config.write_text(
         f"""
@@ -108,23 +105,17 @@ http {{
 """,
         "utf-8",
     )
-    command = [binary, "-p", str(folder), "-c", str(config)]
-    with _running(command, folder / "nginx.log") as process:
-        _wait_for(f"http://{address}/", b"")
-        yield Target(address, [process.pid, *_children(process.pid)])
+    command = [str(peers.nginx()), "-p", str(folder), "-c", str(config)]
+    with running(command, folder / "nginx.log") as process:
+        wait_for(f"http://{address}/", b"")
+        yield Target(address, process.pid)
 
 
 @contextlib.contextmanager
 def litellm(backend: str, folder: Path) -> Iterator[Target]:
     """LiteLLM's proxy, in a virtual environment of its own; made on first use."""
-    home = CACHE / "litellm"
-    binary = home / "bin" / "litellm"
-    if not binary.exists():
-        print("installing litellm[proxy] (once)", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        pip = [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "litellm[proxy]"]
-        subprocess.run(pip, check=True, stdout=sys.stderr)
-    address = f"127.0.0.1:{_free_port()}"
+    binary = peers.installed("litellm[proxy]", "litellm") / "litellm"
+    address = f"127.0.0.1:{free_port()}"
     config = folder / "litellm.yaml"
     config.write_text(
         "model_list:\n  - model_name: m\n    litellm_params:\n"
@@ -136,9 +127,9 @@ def litellm(backend: str, folder: Path) -> Iterator[Target]:
     )
     host, port = address.split(":")
     command = [str(binary), "--config", str(config), "--host", host, "--port", port]
-    with _running(command, folder / "litellm.log") as process:
-        _wait_for(f"http://{address}/health/liveliness", b"", within_s=180)
-        yield Target(address, [process.pid, *_children(process.pid)])
+    with running(command, folder / "litellm.log") as process:
+        wait_for(f"http://{address}/health/liveliness", b"", within_s=180)
+        yield Target(address, process.pid)
 
 
 TARGETS = {
@@ -148,53 +139,3 @@ TARGETS = {
     "cortex": cortex,
     "litellm": litellm,
 }
-
-
-@contextlib.contextmanager
-def _running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        yield process
-    except BaseException as error:
-        error.add_note(f"--- end of {log.name}\n{log.read_text('utf-8', 'replace')[-2000:]}")
-        raise
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_for(url: str, words: bytes, within_s: float = 20) -> None:
-    end = time.monotonic() + within_s
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=2) as response:
-                if words in response.read():
-                    return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise TimeoutError(f"{url} does not answer: {error}") from error
-        time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def _children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")
-    return [int(child) for child in text.split()]
-
-
-def _resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

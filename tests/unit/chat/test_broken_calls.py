@@ -213,7 +213,6 @@ def test_the_end_of_a_call_may_be_part_of_a_value(form: str):
     assert _same_at_every_cut(form, text) == [("f", json.dumps({"a": value}))]
 
 
-@settings(deadline=None)
 @given(form=st.sampled_from(sorted(KEYED)), data=st.data())
 def test_whatever_is_left_out_of_a_value_what_follows_is_read(form: str, data: st.DataObject):
     opens, body, closes = _written(form, "f", "Paris")
@@ -250,7 +249,7 @@ def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:
     return text
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     form=st.sampled_from(sorted(FORMATS)),
     arguments=st.sampled_from(
@@ -278,7 +277,6 @@ def test_whatever_is_wrong_with_a_call_no_mark_is_an_argument_and_what_follows_i
             assert form != "fenced" or "```" not in part[1]
 
 
-@settings(deadline=None)
 @given(form=st.sampled_from(CLOSED), edits=_EDITS, data=st.data())
 @example(form="tagged", edits=[(42, 1, "")], data=None)
 def test_text_behind_a_broken_call_is_text(

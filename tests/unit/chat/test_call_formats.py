@@ -192,7 +192,7 @@ def test_calls_after_something_broken_are_found(name: str, text: str):
     assert found[:-2] == [broken]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(name=st.sampled_from(sorted(WRITTEN)), data=st.data())
 def test_any_cut_of_any_mixture_gives_the_same_and_loses_no_text(name: str, data: st.DataObject):
     whole_texts = [*WRITTEN[name], *BROKEN[name]]
@@ -254,7 +254,6 @@ def test_a_string_value_is_verbatim(value: str):
         assert json.loads(arguments) == {"city": value}
 
 
-@settings(deadline=None)
 @given(value=st.text(st.sampled_from('ab \n</parmet>="\\{}é🙂')), data=st.data())
 def test_any_string_value_survives(value: str, data: st.DataObject):
     text = f"<tool_call><function=get_weather><parameter=city>\n{value}\n</parameter></function>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from neuron.chat.pieces import CallArguments, CallStarted
@@ -185,7 +185,6 @@ _PIECES = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(parts=st.lists(_PIECES, max_size=12), data=st.data())
 @example(parts=[TWO], data=None)
 def test_any_cut_gives_the_same(parts: list[str], data: st.DataObject | None):
@@ -196,7 +195,6 @@ def test_any_cut_gives_the_same(parts: list[str], data: st.DataObject | None):
         assert _read(*cut(text, data)) == whole
 
 
-@settings(deadline=None)
 @given(parts=st.lists(_PIECES, max_size=12))
 def test_text_without_a_call_comes_back_as_it_was(parts: list[str]):
     text = "".join(parts)
@@ -205,7 +203,6 @@ def test_text_without_a_call_comes_back_as_it_was(parts: list[str]):
         assert "".join(map(str, seen)) == text
 
 
-@settings(deadline=None)
 @given(name=st.text(min_size=1), arguments=st.dictionaries(st.text(), st.text() | st.integers()))
 def test_whatever_json_can_say_is_called(name: str, arguments: dict):
     body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_core.wire.ipc import Channel
@@ -88,7 +88,6 @@ def test_a_block_cut_short_ends_without_its_trailing_space():
 
 
 @pytest.mark.parametrize("read", [_split, _kept])
-@settings(deadline=None)
 @given(data=st.data())
 def test_any_cut_gives_the_same(read, data: st.DataObject):
     channels: st.SearchStrategy[Channel] = st.sampled_from(get_args(Channel))

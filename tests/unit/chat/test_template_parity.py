@@ -96,7 +96,7 @@ def test_an_answer_begun_by_the_client_is_continued(name: str):
     assert ours.endswith(("Well, the sky ", "Well, the sky"))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     messages=conversations(),
     has_tools=st.booleans(),
@@ -121,7 +121,7 @@ def test_any_conversation(
         assert ours == theirs, name
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(messages=conversations(), has_tools=st.booleans())
 def test_what_a_template_refuses_ends_in_another_prompt_or_says_why(
     messages: Messages, has_tools: bool

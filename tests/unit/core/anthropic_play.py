@@ -11,8 +11,7 @@ from pydantic import TypeAdapter
 from cortex_core.envelopes.openai_chat import decode_chat_request
 from cortex_core.translate.anthropic import AnthropicTranslation
 from cortex_core.translate.anthropic_request import translate_messages
-from cortex_core.wire import sse
-from tests.unit.core.chat_answers import CLOSING, call, chunk
+from tests.unit.core.chat_answers import CLOSING, THOUGHT_AND_ADDED, call, chunk, told
 
 __all__ = [
     "CALLS",
@@ -63,14 +62,7 @@ def text(value: str) -> dict[str, Any]:
 
 
 STREAM = [
-    chunk({"role": "assistant", "content": ""}),
-    chunk({"reasoning_content": "h"}),
-    chunk({"reasoning_content": "m"}),
-    chunk({"content": "né"}),
-    chunk({"content": "e\n"}),
-    chunk(call(0, "add", "")),
-    chunk(call(0, None, '{"a"')),
-    chunk(call(0, None, ":1}")),
+    *THOUGHT_AND_ADDED,
     chunk(call(1, "add", "")),
     chunk({}, "tool_calls"),
     CLOSING,
@@ -83,14 +75,11 @@ CALLS = [
 
 
 def events_of(data: bytes) -> list[dict[str, Any]]:
-    """Each is told by its own name and fits the vendor's type."""
-    found = []
-    for event in sse.Parser().feed(data):
-        value = json.loads(event.data)
-        assert event.event == value["type"]
-        if value["type"] not in ("ping", "error"):
-            EVENTS.validate_python(value)
-        found.append(value)
+    """Each fits the vendor's type."""
+    found = told(data)
+    for event in found:
+        if event["type"] not in ("ping", "error"):
+            EVENTS.validate_python(event)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cortex_core.wire import sse
 
-__all__ = ["CLOSING", "USAGE", "call", "chunk", "completion", "cut"]
+__all__ = ["CLOSING", "THOUGHT_AND_ADDED", "USAGE", "call", "chunk", "completion", "cut", "told"]
 
 USAGE = {
     "prompt_tokens": 11,
@@ -39,6 +39,28 @@ def call(index: int, name: str | None = None, arguments: str | None = None) -> d
 
 
 CLOSING = sse.encode(json.dumps({"choices": [], "usage": USAGE}).encode()) + sse.DONE
+
+
+THOUGHT_AND_ADDED = [
+    chunk({"role": "assistant", "content": ""}),
+    chunk({"reasoning_content": "h"}),
+    chunk({"reasoning_content": "m"}),
+    chunk({"content": "né"}),
+    chunk({"content": "e\n"}),
+    chunk(call(0, "add", "")),
+    chunk(call(0, None, '{"a"')),
+    chunk(call(0, None, ":1}")),
+]
+"""The beginning of a stream: thinking, text, and a call."""
+
+
+def told(data: bytes) -> list[dict[str, Any]]:
+    """A translated stream's events; each is told by its own name."""
+    found: list[dict[str, Any]] = []
+    for event in sse.Parser().feed(data):
+        found.append(json.loads(event.data))
+        assert event.event == found[-1]["type"]
+    return found
 
 
 def cut(events: Sequence[bytes], places: Sequence[int]) -> list[bytes]:

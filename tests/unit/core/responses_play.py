@@ -11,8 +11,7 @@ from pydantic import TypeAdapter
 from cortex_core.translate.responses import ResponsesTranslation
 from cortex_core.translate.responses_input import Item
 from cortex_core.translate.responses_request import translate_responses
-from cortex_core.wire import sse
-from tests.unit.core.chat_answers import CLOSING, call, chunk
+from tests.unit.core.chat_answers import CLOSING, THOUGHT_AND_ADDED, call, chunk, told
 
 __all__ = [
     "ASKED",
@@ -77,14 +76,7 @@ def messages_of(*items: Item, **fields: Any) -> list[dict[str, Any]]:
 END = chunk({}, "stop") + CLOSING
 
 STREAM = [
-    chunk({"role": "assistant", "content": ""}),
-    chunk({"reasoning_content": "h"}),
-    chunk({"reasoning_content": "m"}),
-    chunk({"content": "né"}),
-    chunk({"content": "e\n"}),
-    chunk(call(0, "add", "")),
-    chunk(call(0, None, '{"a"')),
-    chunk(call(0, None, ":1}")),
+    *THOUGHT_AND_ADDED,
     chunk(call(1, "shell", "")),
     chunk(call(1, None, '{"input":"l')),
     chunk(call(1, None, 's"}')),
@@ -93,13 +85,10 @@ STREAM = [
 
 
 def events_of(data: bytes) -> list[dict[str, Any]]:
-    """Each is told by its own name, fits the vendor's type, and has the next number."""
-    found = []
-    for event in sse.Parser().feed(data):
-        value = json.loads(event.data)
-        assert event.event == value["type"]
-        EVENTS.validate_python(value)
-        found.append(value)
+    """Each fits the vendor's type, and has the next number."""
+    found = told(data)
+    for event in found:
+        EVENTS.validate_python(event)
     assert [event["sequence_number"] for event in found] == list(range(len(found)))
     return found
 

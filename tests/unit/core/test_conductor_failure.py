@@ -26,6 +26,17 @@ def _tripped(stage: Stage) -> None:
     stage.later(1)
 
 
+def _probed() -> Stage:
+    """It was given a probe after that, which failed it as well while `r1` waited for it."""
+    stage = Stage()
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    stage.ask("probe")
+    stage.ask("r1")
+    stage.fail("probe")
+    return stage
+
+
 def test_a_failed_request_goes_to_another_replica():
     stage = _pair()
     assert stage.ask("r1") == [sent("r1", "a")]
@@ -202,12 +213,7 @@ def test_while_a_probe_is_on_its_way_others_wait():
 
 
 def test_a_failed_probe_doubles_the_pause():
-    stage = Stage()
-    stage.observe("a", model("m"))
-    _tripped(stage)
-    stage.ask("probe")
-    stage.ask("r1")
-    stage.fail("probe")
+    stage = _probed()
     (waited, told) = stage.later(1.0)
     assert told == Refuse("probe", ILL)
     assert isinstance(waited, Refuse)
@@ -222,12 +228,7 @@ def test_a_failed_probe_doubles_the_pause():
 
 
 def test_who_waits_behind_a_failed_probe_waits_on_where_the_model_recovers():
-    stage = Stage()
-    stage.observe("a", model("m"))
-    _tripped(stage)
-    stage.ask("probe")
-    stage.ask("r1")
-    stage.fail("probe")
+    stage = _probed()
     stage.observe("a", model("m", "recovering"))
     assert stage.later(1.0) == []
     out = stage.observe("a", model("m"))

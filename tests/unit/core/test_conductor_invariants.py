@@ -225,7 +225,6 @@ TestFleets = Fleets.TestCase
 TestFleets.settings = settings(
     max_examples=100,
     stateful_step_count=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 

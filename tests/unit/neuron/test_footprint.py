@@ -113,7 +113,7 @@ def test_a_quantised_cache_takes_its_part(kind: str, part: float) -> None:
     assert foretell(shape(), kv_type=kind).kv_bytes == foretell(shape()).kv_bytes * part
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     context=st.integers(1, 20_000),
     more=st.integers(0, 20_000),
@@ -126,7 +126,7 @@ def test_more_context_never_takes_less(context: int, more: int, parallel: int, k
     assert small.total_bytes <= large.total_bytes
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(parallel=st.integers(1, 32), kv=st.sampled_from(["unified", "partitioned"]))
 def test_more_sequences_never_take_less_for_their_cells(parallel: int, kv: str) -> None:
     small = foretell(shape(), parallel=parallel, kv=kv)
@@ -177,7 +177,6 @@ def test_a_gap_that_is_too_small_is_left() -> None:
     assert tape.peak_bytes() == 32 + 320 + 64 + 64
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 500), st.lists(st.integers(0, 100), max_size=3), st.booleans()),

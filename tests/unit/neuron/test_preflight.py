@@ -174,7 +174,7 @@ def test_an_estimate_adds_up() -> None:
     assert (device.free_bytes, found.fits, found.largest_context) == (1 * GIB, True, 8192)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(free=st.integers(0, 400 * MIB), parallel=st.integers(1, 8))
 def test_the_default_context_fits_or_no_context_does(free: int, parallel: int) -> None:
     found = preflight(free, parallel=parallel)

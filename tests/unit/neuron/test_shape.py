@@ -166,7 +166,7 @@ KEYS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     tensors=st.dictionaries(
         st.builds("blk.{}.{}.weight".format, st.integers(0, 3), st.sampled_from(NAMES)),

@@ -176,4 +176,4 @@ class Device(RuleBasedStateMachine):
 
 
 TestDevice = Device.TestCase
-TestDevice.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestDevice.settings = settings(max_examples=60, stateful_step_count=40)

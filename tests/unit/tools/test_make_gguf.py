@@ -10,7 +10,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.make_gguf import PRESETS, ModelShape, ShapeError, make_gguf
@@ -38,7 +38,6 @@ def test_any_text_round_trips(model: llama_cpp.Llama):
     assert _back_and_forth(model, _TEXT) == _TEXT
 
 
-@settings(deadline=None)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1))
 def test_generated_text_round_trips(model: llama_cpp.Llama, text: str):
     assert _back_and_forth(model, text) == text

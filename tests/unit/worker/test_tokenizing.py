@@ -40,7 +40,7 @@ def test_text_comes_back(worker: AskingWorker, model: str, text: str):
     assert _text(worker, _tokens(worker, text, model), model) == text
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(text=st.text(st.characters(codec="utf-8")))
 def test_any_text_comes_back(worker: AskingWorker, text: str):
     assert _text(worker, _tokens(worker, text, parse_special=False)) == text
