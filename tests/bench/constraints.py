@@ -20,6 +20,7 @@ import numpy as np
 from cortex_core.wire.ipc import CallForm, Calls, Constraint, Grammar
 from neuron.worker import llama
 from neuron.worker.grammar import Grammars, Guide
+from neuron.worker.vocabulary import Vocabulary
 from tools.make_gguf import ModelShape, make_gguf
 
 VOCABULARY = 151_936
@@ -102,7 +103,7 @@ def main() -> None:
         path = str(Path(folder) / "wide.gguf")
         shape = ModelShape(layers=1, width=32, heads=1, kv_heads=1, ffn=32, vocab=VOCABULARY)
         make_gguf(path, shape, file_type="Q8_0", seed=1)
-        model = llama.Model(path, gpu_layers=0)
+        model = llama.Model(path, Vocabulary(path), gpu_layers=0)
     rng = np.random.default_rng(1)
     logits = rng.normal(scale=3.0, size=VOCABULARY).astype(np.float32)
     ends = np.array(sorted(model.vocabulary.end_ids))

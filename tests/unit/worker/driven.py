@@ -17,9 +17,9 @@ from cortex_core.wire.ipc import (
     Sampling,
     Step,
 )
-from neuron.worker import llama
 from neuron.worker.engine import Engine
-from neuron.worker.load import LoadedModel, load
+from neuron.worker.load import LoadedModel
+from tests.unit.worker.loading import load_here
 from tests.unit.worker.worker_process import GREEDY
 
 __all__ = ["Driven", "Told", "driven"]
@@ -45,9 +45,8 @@ class Told:
 
 class Driven:
     def __init__(self, path: str, **params: Any) -> None:
-        llama.start()
         settings: dict[str, Any] = {"parallel": 4, "context": 512} | params
-        loaded = load(path, EngineParams(**settings), device="cpu", on_progress=lambda _: True)
+        loaded = load_here(path, EngineParams(**settings))
         assert isinstance(loaded, LoadedModel)
         self.loaded = loaded
         self.vocabulary = loaded.model.vocabulary

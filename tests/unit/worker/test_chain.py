@@ -14,6 +14,7 @@ from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import Sampling
 from neuron.worker import llama
 from neuron.worker.sampling import sampler_for
+from neuron.worker.vocabulary import Vocabulary
 from tests.unit.worker.worker_process import TINY
 
 # Nothing cut off, one draw from the softmax: what a test changes is all that there is.
@@ -24,7 +25,7 @@ NO_CONTEXT: Any = None
 @pytest.fixture(scope="module")
 def model() -> Iterator[llama.Model]:
     llama.start()
-    model = llama.Model(TINY, gpu_layers=0)
+    model = llama.Model(TINY, Vocabulary(TINY), gpu_layers=0)
     yield model
     model.free()
 

@@ -14,9 +14,10 @@ from cortex_core.errors import Fault, NoCapacity, PreflightFailed
 from cortex_core.wire.ipc import Cancel, Computed, Detokenize, Embed, EngineParams, Failed, Step
 from neuron.worker import llama
 from neuron.worker.embedding import EmbeddingEngine
-from neuron.worker.load import LoadedPooler, load
+from neuron.worker.load import LoadedPooler
 from neuron.worker.pooled import PooledContext
 from neuron.worker.tokenizing import Tokenizing
+from tests.unit.worker.loading import free_here, load_here
 from tools.make_gguf import BertShape, make_gguf
 
 Compute = Callable[[PooledContext, Any], Any]
@@ -33,7 +34,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _load(path: str, **params: Any) -> LoadedPooler:
-    loaded = load(path, EngineParams(**params), device="cpu", on_progress=lambda _: True)
+    loaded = load_here(path, EngineParams(**params))
     assert isinstance(loaded, LoadedPooler)
     return loaded
 
@@ -234,7 +235,7 @@ def test_an_encoder_that_does_not_say_how_it_pools_takes_the_mean(tmp_path: Path
     assert silent.info.kind == "embed"
     assert np.array_equal(silent.context.compute(tokens)[1], mean.context.compute(tokens)[1])
     for loaded in (silent, mean):
-        loaded.free()
+        free_here(loaded)
 
 
 # tokenizing

@@ -21,9 +21,9 @@ from cortex_core.wire.ipc import (
     Step,
 )
 from neuron.worker import engine as engine_module
-from neuron.worker import llama
 from neuron.worker.engine import Engine
-from neuron.worker.load import LoadedModel, load
+from neuron.worker.load import LoadedModel
+from tests.unit.worker.loading import load_here
 from tests.unit.worker.worker_process import ENDLESS, GREEDY, TINY, chat
 
 
@@ -35,9 +35,8 @@ class Bench:
     """An engine and what it emitted."""
 
     def __init__(self, **params: Any) -> None:
-        llama.start()
         settings: dict[str, Any] = {"parallel": 4, "context": 512} | params
-        loaded = load(TINY, EngineParams(**settings), device="cpu", on_progress=lambda _: True)
+        loaded = load_here(TINY, EngineParams(**settings))
         assert isinstance(loaded, LoadedModel)
         loaded.widest_bridge = 2  # tiny models have none by themselves
         self.steps: list[Step] = []

@@ -23,12 +23,13 @@ from cortex_core.wire.ipc import (
     Started,
     Step,
 )
-from neuron.worker import llama
 from neuron.worker.engine import Engine
 from neuron.worker.host_cache import HostCache, space_of
-from neuron.worker.load import LoadedModel, load
+from neuron.worker.load import LoadedModel
 from neuron.worker.stream import Stream
 from neuron.worker.tile import TILE, Tile
+from neuron.worker.vocabulary import Vocabulary
+from tests.unit.worker.loading import load_here
 from tests.unit.worker.worker_process import TINY, chat
 from tools.make_gguf import PRESETS, make_gguf
 
@@ -87,10 +88,9 @@ class Served:
         tile: Tile | None = None,
         **params: Any,
     ) -> None:
-        llama.start()
         settings: dict[str, Any] = {"parallel": 4, "context": 1024, "max_step_ms": 0} | params
         wanted = EngineParams(**settings)
-        loaded = load(path, wanted, device="cpu", on_progress=lambda _: True)
+        loaded = load_here(path, wanted)
         assert isinstance(loaded, LoadedModel)
         loaded.tile = tile  # models this small have none by themselves
         self.steps: list[Step] = []
@@ -161,7 +161,7 @@ def prompt(seed: int, size: int) -> list[int]:
     return np.random.default_rng(seed).integers(300, 900, size).tolist()
 
 
-def turns(vocabulary: llama.Vocabulary, *texts: list[int]) -> list[int]:
+def turns(vocabulary: Vocabulary, *texts: list[int]) -> list[int]:
     """The texts, each ended as a turn of a chat is."""
     end = min(vocabulary.end_ids)
     return [token for text in texts for token in (*text, end)]

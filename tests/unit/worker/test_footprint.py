@@ -15,8 +15,7 @@ from neuron.models.gguf import read_header
 from neuron.models.pooling import plan_passes, pools_last
 from neuron.models.preflight import Preflight
 from neuron.models.shape import shape_of
-from neuron.worker import llama
-from neuron.worker.load import load
+from tests.unit.worker.loading import free_here, load_here
 from tests.unit.worker.unlike_shapes import ExpertsShape, FusedShape
 from tests.unit.worker.worker_process import TINY
 from tools.make_gguf import PRESETS, BertShape, LastTokenShape, ModelShape, make_gguf
@@ -66,10 +65,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def both(path: str, **params: Any) -> tuple[Footprint, ModelInfo]:
     """Foretold and measured, with the very parameters that the parent would send."""
-    llama.start()
     preflight = Preflight(read_header(Path(path)), EngineParams(**params), Room("cpu"))
-    loaded = load(path, preflight.params, device="cpu", on_progress=lambda _: True)
-    loaded.free()
+    loaded = load_here(path, preflight.params)
+    free_here(loaded)
     return preflight.footprint, loaded.info
 
 

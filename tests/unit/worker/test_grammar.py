@@ -13,12 +13,13 @@ from cortex_core.wire.ipc import Grammar
 from neuron.worker import gbnf, llama
 from neuron.worker.grammar import ContentGuide, Grammars
 from neuron.worker.reasoning import Markers, PairState
+from neuron.worker.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")
 def model(other_gguf: str) -> Iterator[llama.Model]:
     llama.start()
-    model = llama.Model(other_gguf, gpu_layers=0)
+    model = llama.Model(other_gguf, Vocabulary(other_gguf), gpu_layers=0)
     yield model
     model.free()
 

@@ -12,13 +12,13 @@ import pytest
 from cortex_core.errors import Conflict, InvalidRequest, PreflightFailed
 from cortex_core.wire.ipc import EngineParams, KvType
 from neuron.worker import llama
-from neuron.worker.load import LoadedModel, load
+from neuron.worker.load import LoadedModel
+from tests.unit.worker.loading import free_here, load_here
 from tests.unit.worker.worker_process import TINY
 
 
 def open_tiny(path: str = TINY, **params: Any) -> LoadedModel:
-    llama.start()
-    loaded = load(path, EngineParams(**params), device="cpu", on_progress=lambda _: True)
+    loaded = load_here(path, EngineParams(**params))
     assert isinstance(loaded, LoadedModel)
     return loaded
 
@@ -32,14 +32,14 @@ def refusal(path: Path) -> PreflightFailed:
 def test_the_context_is_the_models_own_up_to_a_default() -> None:
     loaded = open_tiny(parallel=1)
     assert loaded.info.context == min(loaded.info.context_train, 8192)
-    loaded.free()
+    free_here(loaded)
 
 
 def test_sequences_get_the_context_asked_for() -> None:
     loaded = open_tiny(parallel=3, context=300)
     assert (loaded.info.context, loaded.info.parallel) == (300, 3)
     assert loaded.context.cells >= 300
-    loaded.free()
+    free_here(loaded)
 
 
 def test_every_end_of_generation_token_is_known() -> None:
@@ -47,7 +47,7 @@ def test_every_end_of_generation_token_is_known() -> None:
     vocabulary = loaded.model.vocabulary
     texts = {vocabulary.text_of(token) for token in vocabulary.end_ids}
     assert {"<|im_end|>", "<|endoftext|>"} <= texts
-    loaded.free()
+    free_here(loaded)
 
 
 def test_pieces_of_a_text_are_its_bytes() -> None:
@@ -56,7 +56,7 @@ def test_pieces_of_a_text_are_its_bytes() -> None:
     text = "Grüße aus 東京 🐱<|im_end|>\n"
     tokens = vocabulary.tokenize(text).tolist()
     assert b"".join(vocabulary.piece(token) for token in tokens).decode() == text
-    loaded.free()
+    free_here(loaded)
 
 
 def test_a_directory_is_no_model(tmp_path: Path) -> None:
@@ -80,23 +80,22 @@ def test_a_missing_part_of_a_split_model_is_named(tmp_path: Path) -> None:
 
 
 def test_a_load_can_be_abandoned() -> None:
-    llama.start()
     with pytest.raises(Conflict):
-        load(TINY, EngineParams(), device="cpu", on_progress=lambda _: False)
+        load_here(TINY, EngineParams(), lambda _: False)
 
 
 def test_one_sequence_gets_the_unified_layout_on_a_cpu() -> None:
     loaded = open_tiny(parallel=1, context=512)
     assert (loaded.info.kv, loaded.info.cells) == ("unified", 512)
     assert loaded.context.is_unified
-    loaded.free()
+    free_here(loaded)
 
 
 def test_a_pool_may_be_smaller_than_all_sequences_together() -> None:
     loaded = open_tiny(parallel=4, context=512, kv="unified", cells=768)
     assert (loaded.info.kv, loaded.info.cells) == ("unified", 768)
     assert loaded.context.cells == 768
-    loaded.free()
+    free_here(loaded)
 
 
 def test_cells_that_a_partitioned_cache_cannot_share_are_refused() -> None:
@@ -109,7 +108,7 @@ def test_cells_that_a_partitioned_cache_cannot_share_are_refused() -> None:
 def test_a_quantised_cache_is_loaded_with_flash_attention(kv_type: KvType) -> None:
     loaded = open_tiny(parallel=2, context=512, kv_type=kv_type)
     assert loaded.info.kv_type == kv_type
-    loaded.free()
+    free_here(loaded)
 
 
 def test_a_quantised_cache_without_flash_attention_is_refused_by_name() -> None:
@@ -122,7 +121,7 @@ def test_a_quantised_cache_without_flash_attention_is_refused_by_name() -> None:
 def test_weights_are_mapped_or_read_as_asked(mmap: bool) -> None:
     loaded = open_tiny(parallel=1, context=256, mmap=mmap)
     assert (TINY in Path("/proc/self/maps").read_text()) == mmap
-    loaded.free()
+    free_here(loaded)
 
 
 def test_weights_that_may_not_be_locked_are_refused_by_name(
@@ -144,7 +143,7 @@ def test_weights_are_locked_where_they_may_be() -> None:
     locked_before = locked_bytes()
     loaded = open_tiny(parallel=1, context=256, mlock=True)
     assert locked_bytes() - locked_before >= loaded.info.weights_bytes // 2
-    loaded.free()
+    free_here(loaded)
 
 
 def locked_bytes() -> int:
@@ -167,4 +166,4 @@ def test_tiles_are_filled_where_the_attention_has_them_and_one_prompt_alone_must
 ) -> None:
     loaded = open_tiny(context=256, **params)
     assert (loaded.tile is not None) == has_tiles
-    loaded.free()
+    free_here(loaded)

@@ -61,9 +61,8 @@ class Chain:
 
     def _dry(self, sampling: Sampling, model: llama.Model) -> Any:
         breakers = [text.encode() for text in sampling.dry_sequence_breakers]
-        vocabulary: Any = lib.llama_model_get_vocab(model.handle)
         return lib.llama_sampler_init_dry(
-            vocabulary,
+            model.vocabulary.handle,
             sampling.dry_multiplier,
             sampling.dry_base,
             sampling.dry_allowed_length,

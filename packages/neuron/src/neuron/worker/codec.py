@@ -12,6 +12,7 @@ import numpy as np
 
 from neuron.worker import llama
 from neuron.worker.llama import Int32s, LlamaError
+from neuron.worker.vocabulary import Vocabulary
 
 __all__ = ["Codec"]
 
@@ -19,10 +20,10 @@ lib = llama.lib  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Codec:
-    """Good for as long as its model is."""
+    """Good for as long as its vocabulary is."""
 
-    def __init__(self, model: llama.Model) -> None:
-        self._handle: Any = lib.llama_model_get_vocab(model.handle)
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._handle = vocabulary.handle
         self.size = int(lib.llama_vocab_n_tokens(self._handle))
         self.adds_bos = bool(lib.llama_vocab_get_add_bos(self._handle))
         self.adds_eos = bool(lib.llama_vocab_get_add_eos(self._handle))

@@ -60,6 +60,7 @@ from neuron.worker.host_cache import HostCache, space_of
 from neuron.worker.load import LoadedModel, LoadedPooler, load, resident_bytes
 from neuron.worker.outbox import Outbox
 from neuron.worker.tokenizing import Tokenizing
+from neuron.worker.vocabulary import Vocabularies
 
 __all__ = ["Worker"]
 
@@ -87,6 +88,7 @@ class Worker:
         self._restore = restore
         self.outbox = Outbox(sock)
         self.host = HostCache()
+        self.vocabularies = Vocabularies()
         self._models: dict[str, _Model] = {}
         self.loading = threading.Lock()
         """One load at a time: what a load adds to the memory held is then its own."""
@@ -298,6 +300,7 @@ class _Model(threading.Thread):
                     command.path,
                     command.params,
                     device=worker.device,
+                    vocabularies=worker.vocabularies,
                     on_progress=self._on_progress,
                 )
         except CortexError as error:
@@ -307,7 +310,7 @@ class _Model(threading.Thread):
             fault = InternalError(f"cannot load {command.path}: {error!r}").fault
         else:
             emit = worker.outbox.send
-            tokenizing = Tokenizing(command.model, Codec(loaded.model), emit)
+            tokenizing = Tokenizing(command.model, Codec(loaded.model.vocabulary), emit)
             engine = self._engine_for(loaded)
             self._tokenizing, self.engine = tokenizing, engine
             worker.outbox.send(Loaded(command.op, command.model, loaded.info))

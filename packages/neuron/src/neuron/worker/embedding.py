@@ -110,7 +110,7 @@ class EmbeddingEngine:
         self._name = name
         self._loaded = loaded
         self._context = loaded.context
-        self._codec = Codec(loaded.model)
+        self._codec = Codec(loaded.model.vocabulary)
         self._emit = emit
         self._die = die
         self._inbox: deque[Embed | Rank | Cancel] = deque()
@@ -171,7 +171,7 @@ class EmbeddingEngine:
 
     def close(self) -> None:
         self._context.free()
-        self._loaded.model.free()
+        self._loaded.held.close()
 
     def _turn(self) -> None:
         self._drain()

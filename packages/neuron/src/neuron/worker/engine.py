@@ -182,7 +182,7 @@ class Engine:
         self._intake.close()
         self._memory.park_all()
         self._context.free()
-        self._loaded.model.free()
+        self._loaded.held.close()
 
     def _turn(self) -> None:
         self._drain()

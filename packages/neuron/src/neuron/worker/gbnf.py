@@ -133,8 +133,9 @@ class GbnfGuide:
         self._check(text)
         self._ends = np.array(sorted(model.vocabulary.end_ids), np.int32)
         self._first_bytes = first_bytes
-        vocabulary: Any = lib.llama_model_get_vocab(model.handle)
-        self._handle: Any = lib.llama_sampler_init_grammar(vocabulary, text.encode(), b"root")
+        self._handle: Any = lib.llama_sampler_init_grammar(
+            model.vocabulary.handle, text.encode(), b"root"
+        )
         if not self._handle:
             raise InvalidRequest(f"{param}: {_cause(text)}", param=param)
         try:

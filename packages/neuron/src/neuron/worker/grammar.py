@@ -300,7 +300,7 @@ class _Vocabulary:
     bos_token_id = None
 
     def __init__(self, model: llama.Model, markers: frozenset[int]) -> None:
-        handle: Any = lib.llama_model_get_vocab(model.handle)
+        handle = model.vocabulary.handle
         self._tokenize = model.vocabulary.tokenize_bare
         size, ends = model.vocabulary.size, model.vocabulary.end_ids
         self.eos_token_id = min(ends, default=max(model.vocabulary.eos, 0))

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from llama_cpp import llama_cpp as lib
 
+if TYPE_CHECKING:
+    from neuron.worker.vocabulary import Vocabulary
+
 __all__ = [
     "Buffer",
     "Context",
     "LlamaError",
     "Model",
-    "Vocabulary",
     "log_to",
     "start",
     "take_buffers",
@@ -44,6 +46,7 @@ Int32s = npt.NDArray[np.int32]
 
 MAX_SEQUENCES = int(lib.llama_max_parallel_sequences())
 _INFO, _WARN, _ERROR, _CONTINUED = 2, 3, 4, 5  # ggml_log_level
+_EXPECTED = re.compile(r"adding \d+ dummy tokens$")  # see `_without_vocabulary`
 _BUFFER = re.compile(r"(\S+) +(\w+) buffer size += +([0-9.]+) MiB")
 
 
@@ -116,7 +119,7 @@ def _on_log(level: int, text: bytes, _: object) -> None:
     if level not in (_WARN, _ERROR):
         return
     for line in text.decode("utf-8", "replace").splitlines():
-        if line := line.strip():
+        if (line := line.strip()) and not _EXPECTED.search(line):
             log.lines.append(line)
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(f"{log.prefix}: {line}\n")
@@ -166,84 +169,29 @@ def gpu_free_bytes() -> int:
     return total
 
 
-class Vocabulary:
-    """Tokens of a model. `end_ids` are all tokens that end a generation, by the model's word.
-    `fill_in`: the tokens before a prefix, a suffix and the middle that is to be filled in."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-        self.size = int(lib.llama_vocab_n_tokens(handle))
-        self.bos = int(lib.llama_vocab_bos(handle))
-        self.eos = int(lib.llama_vocab_eos(handle))
-        self.adds_bos = bool(lib.llama_vocab_get_add_bos(handle)) and self.bos >= 0
-        fill_in = (
-            int(lib.llama_vocab_fim_pre(handle)),
-            int(lib.llama_vocab_fim_suf(handle)),
-            int(lib.llama_vocab_fim_mid(handle)),
-        )
-        self.fill_in = fill_in if min(fill_in) >= 0 else None
-        is_end = lib.llama_vocab_is_eog
-        self.end_ids = frozenset(i for i in range(self.size) if is_end(handle, i))
-        self._pieces: list[bytes | None] = [None] * self.size
-
-    def text_of(self, token: int) -> str:
-        """How the vocabulary writes a token, e.g. `<|im_end|>`; empty for an absent one."""
-        if token < 0:
-            return ""
-        return lib.llama_vocab_get_text(self._handle, token).decode("utf-8", "replace")
-
-    def piece(self, token: int) -> bytes:
-        """The bytes a token stands for, special tokens as they are written."""
-        piece = self._pieces[token]
-        if piece is None:
-            piece = self._pieces[token] = self._read_piece(token)
-        return piece
-
-    def _read_piece(self, token: int) -> bytes:
-        buffer = ctypes.create_string_buffer(256)
-        size = lib.llama_token_to_piece(self._handle, token, buffer, len(buffer), 0, True)
-        if size < 0:
-            self._buffer = buffer = ctypes.create_string_buffer(-size)
-            size = lib.llama_token_to_piece(self._handle, token, buffer, len(buffer), 0, True)
-        return buffer.raw[:size]
-
-    def tokenize(self, text: str) -> Int32s:
-        """Token ids of a prompt; special tokens in it are parsed, and exactly one BOS leads where
-        the model wants one, whether or not the text has it already."""
-        ids = self.tokenize_bare(text)
-        if self.adds_bos and (len(ids) == 0 or ids[0] != self.bos):
-            return np.concatenate((np.array([self.bos], np.int32), ids))
-        return ids
-
-    def tokenize_bare(self, text: str, *, parse_special: bool = True) -> Int32s:
-        """Token ids of exactly this text; special tokens in it are parsed, or are plain text."""
-        data = text.encode()
-        ids = np.empty(len(data) + 16, np.int32)
-        count = self._tokenize_into(data, ids, parse_special)
-        if count < 0:
-            ids = np.empty(-count, np.int32)
-            count = self._tokenize_into(data, ids, parse_special)
-            if count < 0:
-                raise LlamaError(f"cannot tokenize {len(data)} bytes")
-        return ids[:count]
-
-    def _tokenize_into(self, data: bytes, ids: Int32s, parse: bool) -> int:
-        pointer: Any = ids.ctypes.data_as(lib.llama_token_p)
-        return lib.llama_tokenize(self._handle, data, len(data), pointer, len(ids), False, parse)
-
-
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # llama_split_mode
 # llama_load_mode by (mmap, mlock); -1: mapped, but for devices that are better off without.
 _LOAD_MODES = {(True, False): -1, (False, False): 0, (False, True): 2, (True, True): 3}
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
+_no_device = (ctypes.c_void_p * 1)(None)
+NO_DEVICES: Any = ctypes.cast(_no_device, ctypes.c_void_p)
+
+
+def read_text(read: Any, handle: Any, which: int | bytes) -> str:
+    """What one of llama.cpp's functions writes into a buffer; they tell how long it must be."""
+    size = read(handle, which, None, 0)
+    buffer = ctypes.create_string_buffer(max(size, 0) + 1)
+    read(handle, which, buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace")
 
 
 class Model:
-    """The weights and vocabulary of one GGUF. Free it after its contexts."""
+    """The weights of one GGUF. Free it after its contexts, and its vocabulary after it."""
 
     def __init__(
         self,
         path: str,
+        vocabulary: Vocabulary,
         *,
         gpu_layers: int,
         split_mode: str = "layer",
@@ -264,9 +212,9 @@ class Model:
         if tensor_split:
             params.tensor_split = shares
         params.use_extra_bufts = _extra_kernels
-        no_devices = (ctypes.c_void_p * 1)(None)
+        params.kv_overrides = _without_vocabulary(vocabulary)
         if gpu_layers == 0:
-            params.devices = ctypes.cast(no_devices, ctypes.c_void_p)  # pyright: ignore[reportAttributeAccessIssue]
+            params.devices = NO_DEVICES
 
         @lib.llama_progress_callback
         def progress(fraction: float, _: object) -> bool:
@@ -278,7 +226,7 @@ class Model:
         if not handle:
             raise LlamaError(f"llama.cpp cannot load {path}", take_lines())
         self.handle: Any = handle
-        self.vocabulary = Vocabulary(lib.llama_model_get_vocab(handle))
+        self.vocabulary = vocabulary
         self.context_train = int(lib.llama_model_n_ctx_train(handle))
         self.parameters = int(lib.llama_model_n_params(handle))
         self.size_bytes = int(lib.llama_model_size(handle))  # of all its tensors
@@ -294,20 +242,26 @@ class Model:
         """Every scalar key of the GGUF and its value as text."""
         found: dict[str, str] = {}
         for index in range(lib.llama_model_meta_count(self.handle)):
-            key = self._text(lib.llama_model_meta_key_by_index, index)
-            found[key] = self._text(lib.llama_model_meta_val_str_by_index, index)
+            key = read_text(lib.llama_model_meta_key_by_index, self.handle, index)
+            found[key] = read_text(lib.llama_model_meta_val_str_by_index, self.handle, index)
         return found
-
-    def _text(self, read: Any, index: int) -> str:
-        size = read(self.handle, index, None, 0)
-        buffer = ctypes.create_string_buffer(max(size, 0) + 1)
-        read(self.handle, index, buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace")
 
     def free(self) -> None:
         handle, self.handle = self.handle, None
         if handle:
             lib.llama_model_free(handle)
+
+
+def _without_vocabulary(vocabulary: Vocabulary) -> Any:
+    """Keys in place of the file's: of its tokens no more than how many they are."""
+    overrides = (lib.llama_model_kv_override * 3)()  # the last one, empty, ends them
+    overrides[0].key = b"tokenizer.ggml.model"
+    overrides[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_STR
+    overrides[0].value.val_str = b"none"
+    overrides[1].key = f"{vocabulary.architecture}.vocab_size".encode()
+    overrides[1].tag = lib.LLAMA_KV_OVERRIDE_TYPE_INT
+    overrides[1].value.val_i64 = vocabulary.size
+    return overrides
 
 
 class Context:

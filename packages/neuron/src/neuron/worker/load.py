@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from neuron.worker.gauge import Gauge
 from neuron.worker.pooled import PooledContext
 from neuron.worker.reasoning import Marks
 from neuron.worker.tile import Tile
+from neuron.worker.vocabulary import Vocabularies
 
 __all__ = ["LoadedModel", "LoadedPooler", "load", "resident_bytes"]
 
@@ -58,9 +60,9 @@ _NO_MEMORY = re.compile(
 
 @dataclass
 class LoadedModel:
-    """`open_context` makes another context like the one that was measured. `params` are those of
-    the Load; what was made of context, parallel, cells and kv is in `info`. `widest_bridge`: see
-    `Slots.bridges`; `tile`: see `KV`."""
+    """`open_context` makes another context like the one that was measured; `held` is to be closed
+    after the last of them. `params` are those of the Load; what was made of context, parallel,
+    cells and kv is in `info`. `widest_bridge`: see `Slots.bridges`; `tile`: see `KV`."""
 
     model: llama.Model
     context: llama.Context
@@ -71,10 +73,7 @@ class LoadedModel:
     open_context: Callable[[], llama.Context]
     widest_bridge: int
     tile: Tile | None
-
-    def free(self) -> None:
-        self.context.free()
-        self.model.free()
+    held: ExitStack
 
 
 @dataclass
@@ -86,14 +85,16 @@ class LoadedPooler:
     info: ModelInfo
     params: EngineParams
     open_context: Callable[[], PooledContext]
-
-    def free(self) -> None:
-        self.context.free()
-        self.model.free()
+    held: ExitStack
 
 
 def load(
-    path: str, params: EngineParams, *, device: str, on_progress: Callable[[float], bool]
+    path: str,
+    params: EngineParams,
+    *,
+    device: str,
+    vocabularies: Vocabularies,
+    on_progress: Callable[[float], bool],
 ) -> LoadedModel | LoadedPooler:
     """`on_progress` gets 0..1; False from it abandons the load with Conflict."""
     started = time.monotonic()
@@ -107,22 +108,27 @@ def load(
         is_wanted = on_progress(fraction)
         return is_wanted
 
+    held = ExitStack()
     try:
-        model = llama.Model(
-            path,
-            gpu_layers=0 if is_cpu else params.gpu_layers,
-            split_mode=params.split_mode,
-            tensor_split=params.tensor_split,
-            main_gpu=params.main_gpu,
-            mmap=params.mmap,
-            mlock=params.mlock,
-            on_progress=progress,
-        )
-    except llama.LlamaError as error:
-        if not is_wanted:
-            raise Conflict(f"the load of {path} was abandoned: unloaded meanwhile") from None
-        raise _failure(path, error) from None
-    try:
+        try:
+            vocabulary = vocabularies.open(path)
+            held.callback(vocabularies.close, vocabulary)
+            model = llama.Model(
+                path,
+                vocabulary,
+                gpu_layers=0 if is_cpu else params.gpu_layers,
+                split_mode=params.split_mode,
+                tensor_split=params.tensor_split,
+                main_gpu=params.main_gpu,
+                mmap=params.mmap,
+                mlock=params.mlock,
+                on_progress=progress,
+            )
+        except llama.LlamaError as error:
+            if not is_wanted:
+                raise Conflict(f"the load of {path} was abandoned: unloaded meanwhile") from None
+            raise _failure(path, error) from None
+        held.callback(model.free)
         _check_lock(params, llama.take_lines())
         gauge.model_loaded(model.size_bytes)
         text = model.metadata()
@@ -130,7 +136,6 @@ def load(
         is_small = is_cpu and file_bytes < SMALL_FILE_BYTES
 
         def describe(context_size: int) -> ModelInfo:
-            vocabulary = model.vocabulary
             measured = gauge.read()
             return ModelInfo(
                 architecture=text.get("general.architecture", ""),
@@ -157,7 +162,7 @@ def load(
             )
 
         if kind_of(text) != "generate":
-            return _load_pooler(model, path, text, params, describe)
+            return _load_pooler(model, path, text, params, describe, held)
         context_size = params.context or min(model.context_train, _DEFAULT_CONTEXT)
         plan = plan_kv(
             replace(params, parallel=parallel),
@@ -200,7 +205,6 @@ def load(
         except llama.LlamaError as error:
             raise _failure(path, error) from None
         _warm_up(path, context)
-        vocabulary = model.vocabulary
         marks = find_marks(lambda text: vocabulary.tokenize_bare(text).tolist(), vocabulary.piece)
         info = replace(
             describe(context_size),
@@ -210,7 +214,7 @@ def load(
             cells=plan.cells,
         )
     except BaseException:
-        model.free()
+        held.close()
         raise
     pieces = Pieces(vocabulary.size, vocabulary.piece)
     return LoadedModel(
@@ -223,6 +227,7 @@ def load(
         open_context,
         _widest_bridge(is_cpu, is_small),
         _tile(model, text) if has_tiles else None,
+        held,
     )
 
 
@@ -232,6 +237,7 @@ def _load_pooler(
     metadata: dict[str, str],
     params: EngineParams,
     describe: Callable[[int], ModelInfo],
+    held: ExitStack,
 ) -> LoadedPooler:
     plan = plan_passes(params.context, model.context_train, is_split=pools_last(metadata))
     # A pass is long even where the model is small: on two cores both, with flash attention, were
@@ -263,7 +269,7 @@ def _load_pooler(
         context.free()
         raise
     llama.take_lines()  # warnings of the load are no cause of a later failure
-    return LoadedPooler(model, context, describe(plan.context), params, open_context)
+    return LoadedPooler(model, context, describe(plan.context), params, open_context, held)
 
 
 def _check_lock(params: EngineParams, lines: list[str]) -> None:

@@ -12,6 +12,7 @@ import sys
 from importlib.resources import files
 
 from neuron.worker import llama
+from neuron.worker.vocabulary import Vocabulary
 
 __all__ = ["are_extra_kernels_sound"]
 
@@ -38,7 +39,7 @@ def _compute_and_exit() -> None:
     try:
         llama.start()
         path = str(files("neuron") / "assets" / "tiny.gguf")
-        model = llama.Model(path, gpu_layers=0)
+        model = llama.Model(path, Vocabulary(path), gpu_layers=0)
         context = llama.Context(
             model, cells=256, parallel=1, batch=32, threads=1, flash_attention=False
         )

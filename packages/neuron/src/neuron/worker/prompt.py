@@ -8,7 +8,7 @@ import numpy.typing as npt
 from cortex_core.errors import InvalidRequest
 from cortex_core.wire.ipc import Generate
 from neuron.worker.kv import SMALL
-from neuron.worker.llama import Vocabulary
+from neuron.worker.vocabulary import Vocabulary
 
 __all__ = ["prompt_tokens", "turn_boundaries"]
 
