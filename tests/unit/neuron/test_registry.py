@@ -230,15 +230,18 @@ async def test_memory_taken_since_the_last_reading_is_not_free(large: Path):
         assert await n.load("y.gguf")
 
 
-async def test_mapped_weights_in_use_are_not_free_though_the_system_says_so(large: Path):
+@pytest.mark.parametrize(("mmap", "taken_mib"), [(True, 10), (False, 0), (None, 0)])
+async def test_mapped_weights_in_use_are_not_free_though_the_system_says_so(
+    large: Path, mmap: bool | None, taken_mib: int
+):
     async with node(large) as n:
         n.registry.read(readings(200 * MIB))
         before = await n.registry.estimate("y.gguf", ANYHOW)
-        await n.load("x.gguf")
+        await n.load("x.gguf", Wanted(mmap=mmap))
         n.registry.read(readings(200 * MIB))
         after = await n.registry.estimate("y.gguf", ANYHOW)
         free = [estimate.devices[-1].free_bytes for estimate in (before, after)]
-        assert free == [200 * MIB, 190 * MIB]
+        assert free == [200 * MIB, (200 - taken_mib) * MIB]
 
 
 async def test_an_estimate_touches_nothing(large: Path):

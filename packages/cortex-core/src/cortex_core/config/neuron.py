@@ -91,7 +91,7 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     split_mode: SplitMode = "layer"
     tensor_split: list[Share] = []
     main_gpu: MainGpu = 0
-    mmap: bool = True
+    mmap: bool | None = None
     mlock: bool = False
     host_cache_mb: CountOrAuto = 1024
     max_step_ms: Positive = 600.0

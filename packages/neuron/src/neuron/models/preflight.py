@@ -23,6 +23,7 @@ from neuron.models.layout import (
     KvPlan,
     default_flash_attention,
     flash_attention_of,
+    is_mapped,
     plan_kv,
 )
 from neuron.models.pooling import PassPlan, plan_passes, pools_last
@@ -100,7 +101,8 @@ class Preflight:
         else:
             context = self._default_context(most)
         plan = self._plan(context)
-        self.params = replace(params, context=context)
+        mmap = is_mapped(params, is_cpu=self._is_cpu)
+        self.params = replace(params, context=context, mmap=mmap)
         if isinstance(plan, KvPlan):
             self.params = replace(
                 self.params, kv=plan.layout, flash_attention=self._flash_attention(plan)

@@ -30,6 +30,7 @@ from neuron.models.layout import (
     SMALL_FILE_BYTES,
     default_flash_attention,
     flash_attention_of,
+    is_mapped,
     plan_kv,
     step_tokens_of,
 )
@@ -120,7 +121,7 @@ def load(
                 split_mode=params.split_mode,
                 tensor_split=params.tensor_split,
                 main_gpu=params.main_gpu,
-                mmap=params.mmap,
+                mmap=is_mapped(params, is_cpu=is_cpu),
                 mlock=params.mlock,
                 on_progress=progress,
             )
