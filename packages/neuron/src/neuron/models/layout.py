@@ -115,7 +115,7 @@ def flash_attention_of(params: EngineParams, *, default: bool | None) -> bool | 
 def is_mapped(params: EngineParams, *, is_cpu: bool) -> bool:
     """Whether the weights' file is mapped; else it is read. Where nobody has asked, a CPU reads:
     what is read lies in huge pages, what is mapped in small ones. 0.6B, Q4_K_M, two cores: a row
-    took 0.95 of the time, sixteen as long; the load of 400 MB in memory 0.36 s instead of 0.29."""
+    took 0.94 of the time, sixteen as long; the load of 400 MB in memory 0.36 s instead of 0.29."""
     return not is_cpu if params.mmap is None else params.mmap
 
 
