@@ -154,6 +154,56 @@ async def test_what_cannot_be_held_to_is_a_400_that_says_what(
     assert said in error["message"]
 
 
+NOT_HELD = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "param"),
+    [
+        (
+            "/v1/messages",
+            {"output_config": {"format": {"type": "json_schema", "schema": NOT_HELD}}},
+            "output_config.format.schema",
+        ),
+        (
+            "/v1/messages",
+            {"output_format": {"type": "json_schema", "schema": NOT_HELD}},
+            "output_format.schema",
+        ),
+        (
+            "/v1/messages",
+            {"tools": [{"name": "f", "strict": True, "input_schema": NOT_HELD}]},
+            "tools[0].input_schema",
+        ),
+        (
+            "/v1/responses",
+            {"text": {"format": {"type": "json_schema", "name": "x", "schema": NOT_HELD}}},
+            "text.format.schema",
+        ),
+        (
+            "/v1/responses",
+            {"tools": [
+                {"type": "function", "name": "f", "strict": True, "parameters": NOT_HELD}]},
+            "tools[0].parameters",
+        ),
+    ],
+)  # fmt: skip
+async def test_in_other_dialects_it_is_said_by_the_clients_own_names(
+    stack: Stack, path: str, more: dict[str, Any], param: str
+):
+    asked = {
+        "/v1/messages": {"max_tokens": 9, "messages": user("x")},
+        "/v1/responses": {"input": "x"},
+    }
+    answer = await fetch("POST", stack.url + path, {"model": TINY} | asked[path] | more)
+    assert answer.status == 400
+    error = answer.body["error"]
+    assert error["message"].startswith(f"{param}: ")
+    assert "uniqueItems" in error["message"]
+    if path == "/v1/responses":
+        assert error["param"] == param
+
+
 # tools
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cortex_core.errors import NodeUnavailable, ShuttingDown, Stalled, UpstreamFailed
+from cortex_core.translate.names import Names
 from cortex_gateway.answer import (
     NodeFault,
     cache_in,
@@ -91,16 +92,16 @@ def test_kinds_follow_from_the_error_and_whether_a_node_had_the_request() -> Non
 
 def test_what_was_ignored_twice_over_is_told_once_over() -> None:
     headers = [(b"x-cortex-ignored", b"user"), (b"set-thing", b"1")]
-    assert with_ignored(headers, ["metadata", "container"], {}) == [
+    assert with_ignored(headers, ["metadata", "container"], Names()) == [
         (b"set-thing", b"1"),
         (b"x-cortex-ignored", b"user, metadata, container"),
     ]
-    assert with_ignored(headers, [], {}) == headers[::-1]
+    assert with_ignored(headers, [], Names()) == headers[::-1]
 
 
 def test_what_a_node_ignored_is_told_by_the_clients_own_names() -> None:
     headers = [(b"x-cortex-ignored", b"enable_thinking, reasoning_effort, user")]
-    names = {"enable_thinking": "", "reasoning_effort": "effort"}
+    names = Names({"enable_thinking": "", "reasoning_effort": "effort"})
     assert with_ignored(headers, ["effort"], names) == [(b"x-cortex-ignored", b"effort, user")]
     assert with_ignored([(b"x-cortex-ignored", b"enable_thinking")], [], names) == []
 

@@ -6,13 +6,14 @@ Pure functions over a status, headers and a body that has been read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
 
 from cortex_core.errors import CortexError, UpstreamFailed, parse_openai
 from cortex_core.outcome import OutcomeKind, Usage
+from cortex_core.translate.names import Names
 from cortex_gateway.tail import UNREADABLE, usage_of
 
 __all__ = [
@@ -96,13 +97,13 @@ def passed_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
 
 
 def with_ignored(
-    headers: list[tuple[bytes, bytes]], ignored: Iterable[str], names: Mapping[str, str]
+    headers: list[tuple[bytes, bytes]], ignored: Iterable[str], names: Names
 ) -> list[tuple[bytes, bytes]]:
     """The headers with these parameters, too, in `x-cortex-ignored`. `names`: what the client calls
-    those that the node names there; see `Translation`."""
+    those that the node names there."""
     told = [value.decode("latin-1") for name, value in headers if name == b"x-cortex-ignored"]
     words = [word for value in told for word in value.split(", ")]
-    named = [names.get(word, word) for word in words]
+    named = [names.of(word) for word in words]
     every = [name for name in dict.fromkeys([*named, *ignored]) if name]
     others = [(name, value) for name, value in headers if name != b"x-cortex-ignored"]
     if not every:

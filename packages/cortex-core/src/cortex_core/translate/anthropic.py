@@ -6,7 +6,7 @@ Pure: a chat completion in, a message out.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -20,6 +20,7 @@ from cortex_core.translate.chat_stream import (
     read_chunks,
     read_whole,
 )
+from cortex_core.translate.names import Names
 from cortex_core.translate.seal import sealed
 from cortex_core.wire import sse
 
@@ -28,8 +29,6 @@ __all__ = ["AnthropicTranslation"]
 _encode = msgspec.json.Encoder().encode
 _PING = sse.encode(b'{"type":"ping"}', event="ping")
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
-
-_NO_NAMES: Mapping[str, str] = {}
 
 Kind = Literal["text", "thinking", "tool_use"]
 _DELTAS: dict[Kind, bytes] = {
@@ -50,14 +49,14 @@ class AnthropicTranslation:
         *,
         is_stream: bool,
         ignored: tuple[str, ...] = (),
-        names: Mapping[str, str] = _NO_NAMES,
+        names: Names | None = None,
         shows_thinking: bool = True,
     ) -> None:
         self.model = model
         self.is_stream = is_stream
         self.chat = chat
         self.ignored = ignored
-        self.names = names
+        self.names = names or Names()
         self._shows_thinking = shows_thinking
         self._id = f"msg_{secrets.token_hex(12)}"
         self._usage = {"input_tokens": 0, "output_tokens": 0, **_cache(0)}
@@ -98,7 +97,7 @@ class AnthropicTranslation:
         )
 
     def error_body(self, error: CortexError) -> bytes:
-        return _encode(render_anthropic(error))
+        return _encode(render_anthropic(self.names.told(error)))
 
     # a stream
 

@@ -11,17 +11,21 @@ from cortex_core.errors import InvalidRequest, UnsupportedParameter
 from cortex_core.translate.anthropic import AnthropicTranslation
 from cortex_core.translate.anthropic_input import chat_messages, system_text, wants_citations
 from cortex_core.translate.fields import unread_of_tools
+from cortex_core.translate.names import Names
 
 __all__ = ["translate_messages"]
 
 _encode = msgspec.json.Encoder().encode
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-# Without a word about thinking, a chat is told that there is none.
 _NAMES = {
-    "enable_thinking": "",
+    "max_completion_tokens": "max_tokens",
     "max_thinking_tokens": "thinking.budget_tokens",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "reasoning_effort": "output_config.effort",
-    "tools.function.strict": "tools.strict",
+    "stop": "stop_sequences",
+    "tool_choice.function": "tool_choice",
+    "tools.function": "tools",
+    "tools.function.parameters": "tools.input_schema",
 }
 # What a tool is made of, and what has no effect on tools as it has none on the whole request.
 _TOOL_KEYS = frozenset({"type", "name", "description", "input_schema", "strict", "cache_control"})
@@ -71,7 +75,7 @@ def translate_messages(
         _encode(chat),
         is_stream=request.stream,
         ignored=tuple(ignored),
-        names=_NAMES if request.thinking is None else _NAMES | {"enable_thinking": "thinking"},
+        names=_names(request),
         shows_thinking=not is_omitted,
     )
 
@@ -111,6 +115,20 @@ def _tool(tool: dict[str, Any], at: str) -> dict[str, Any]:
         if tool.get(key) is not None:
             function[key] = tool[key]
     return {"type": "function", "function": function}
+
+
+def _names(request: MessagesRequest) -> Names:
+    has_old_format = request.output_config is None or request.output_config.format is None
+    return Names(
+        _NAMES
+        | {
+            # Without a word about thinking, a chat is told that there is none.
+            "enable_thinking": "" if request.thinking is None else "thinking",
+            "response_format.json_schema": (
+                "output_format" if has_old_format else "output_config.format"
+            ),
+        }
+    )
 
 
 def _choose(request: MessagesRequest, chat: dict[str, Any]) -> None:

@@ -22,13 +22,24 @@ from cortex_core.translate.chat_stream import (
     read_chunks,
     read_whole,
 )
+from cortex_core.translate.names import Names
 from cortex_core.translate.responses_input import Item
 from cortex_core.translate.seal import sealed
 from cortex_core.wire import sse
 
 __all__ = ["ResponsesTranslation"]
 
-NAMES = {"reasoning_effort": "reasoning.effort", "tools.function.strict": "tools.strict"}
+_NAMES = Names(
+    {
+        "max_completion_tokens": "max_output_tokens",
+        "messages": "input",
+        "reasoning_effort": "reasoning.effort",
+        "response_format": "text.format",
+        "response_format.json_schema": "text.format",
+        "tool_choice.function": "tool_choice",
+        "tools.function": "tools",
+    }
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -58,7 +69,7 @@ class ResponsesTranslation:
         self.is_stream = request.stream
         self.chat = chat
         self.ignored = ignored
-        self.names = NAMES
+        self.names = _NAMES
         self.conversation = conversation
         self.request = request
         self.response: dict[str, Any] = _blank(request, new_id("resp"), created_at)
@@ -88,7 +99,7 @@ class ResponsesTranslation:
         return _encode(self.response)
 
     def error_body(self, error: CortexError) -> bytes:
-        return _encode(render_openai(error))
+        return _encode(render_openai(self.names.told(error)))
 
     # a stream
 
@@ -106,6 +117,7 @@ class ResponsesTranslation:
 
     def error_event(self, error: CortexError) -> bytes:
         """An `error` event; where the response had begun, it is told that it failed, too."""
+        error = self.names.told(error)
         event = render_responses(error)
         if not self._is_open:
             return self._event(event)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 from cortex_core.errors import CortexError
+from cortex_core.translate.names import Names
 
 __all__ = ["Translation"]
 
@@ -27,9 +27,8 @@ class Translation(Protocol):
     """Names of parameters that have no effect, for `x-cortex-ignored`."""
 
     @property
-    def names(self) -> Mapping[str, str]:
-        """What this dialect calls a chat's parameters, where a node may name them in that header;
-        empty where the client has said no such thing."""
+    def names(self) -> Names:
+        """For what a node says of the chat's parameters, in that header and in its errors."""
         ...
 
     def started(self, prompt: int, cached: int) -> None:
