@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from cortex_core.envelopes.parameters import decode_object
 from cortex_core.errors import CortexError, InvalidRequest, UpstreamFailed
+from cortex_core.translate.names import Names
 from cortex_core.wire import sse
 from cortex_gateway import proxy
 from cortex_gateway.dialects import Counting, Dialect, Route
@@ -48,7 +49,7 @@ class Shout(Shouting):
         self.model: str = values["at"]
         self.is_stream = bool(values.get("stream"))
         self.ignored = tuple(sorted(values.keys() & {"loudness", "pitch"}))
-        self.names = {"reasoning_effort": "effort", "enable_thinking": ""}
+        self.names = Names({"reasoning_effort": "effort", "enable_thinking": ""})
         messages = [{"role": "user", "content": values["shout"]}]
         self.chat = msgspec.json.encode(
             {"model": self.model, "stream": self.is_stream, "messages": messages}
