@@ -68,6 +68,7 @@ SHARES = {
 }
 """How many of the requests that the document calls right are answered at least. The rest are too
 long, contradict themselves, or ask for the impossible in ways that no schema has words for."""
+MANY = 50
 
 
 @dataclass
@@ -164,7 +165,9 @@ def test_whatever_is_sent_is_answered_as_the_document_says(served: Served, label
     print(f"{label}: right {dict(played.right)}, wrong {dict(played.wrong)}")
     assert played.count >= count
     answered, asked = played.right[200], played.right.total()
-    assert answered >= SHARES.get(label, 0) * asked, played.right
+    share = SHARES.get(label, 0)
+    # Of a handful, which are much alike, it may be any share but none.
+    assert answered >= (share * asked if asked >= MANY else share), played.right
 
 
 @pytest.mark.parametrize("label", WITHOUT)
