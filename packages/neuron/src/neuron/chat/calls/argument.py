@@ -139,7 +139,8 @@ def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> Kinds:
     if not found:
         for union in ("anyOf", "oneOf", "allOf"):
             parts = schema.get(union)
-            kinds = [_kinds(part, root, depth + 1) for part in parts or ()]
+            parts = [part for part in parts if part is not False] if isinstance(parts, list) else ()
+            kinds = [_kinds(part, root, depth + 1) for part in parts]
             if kinds and not all(kinds) and union != "allOf":
                 return _ANY  # one of them takes anything
             found.update(*kinds)
