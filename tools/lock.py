@@ -1,9 +1,10 @@
 """Make `uv.lock` index-neutral: the same lock serves whoever resolves from whichever index.
 
-uv writes the address of the index it resolved from into every entry. That address is the
-operator's own business (a mirror, a proxy, an offline folder), so it does not belong in the tree.
-Names, versions and hashes stay; addresses go. `uv sync` accepts such a lock, keeps its versions,
-and writes addresses back in; `make setup` and `make lock` call this afterwards.
+uv writes the address of the index it resolved from into every entry, and what that one says of a
+file besides its hash: its size, and when it was uploaded, where it says so. The index is the
+operator's own business (a mirror, a proxy, an offline folder), so neither belongs in the tree.
+Names, versions and hashes stay. `uv sync` accepts such a lock, keeps its versions, and writes the
+rest back in; `make setup` and `make lock` call this afterwards.
 
 Usage: python tools/lock.py [--check] [uv.lock]
 """
@@ -19,13 +20,15 @@ __all__ = ["hosts_in", "neutralise"]
 _REGISTRY = re.compile(r'registry = "[^"]*"')
 _URL = re.compile(r'url = "[^"]*/([^"/#]+)(?:#[^"]*)?"')
 _FOLDER_PATH = re.compile(r'path = "[^"]*/([^"/]+)"')
+_ASIDE = re.compile(r', (?:size = \d+|upload-time = "[^"]*")')
 _MANIFEST = re.compile(r"^\[manifest\]\n(?:(?!\[).*\n)*", re.MULTILINE)
 _HOST = re.compile(r"[a-z]+://[^\s\"]*")
 
 
 def neutralise(text: str) -> str:
-    """The lock's text without any address."""
+    """The lock's text without any address, or anything else that is its index's to say."""
     text = _MANIFEST.sub("", text)
+    text = _ASIDE.sub("", text)
     text = _REGISTRY.sub('registry = "index"', text)
     text = _URL.sub(r'path = "\1"', text)
     return _FOLDER_PATH.sub(r'path = "\1"', text)
