@@ -197,6 +197,17 @@ async def test_a_term_during_a_load_ends_cleanly():
         assert daemon.wait() == 0
 
 
+async def test_two_signals_at_once_end_it_too():
+    """As from a service manager and a wrapper that passes its own on: the second one comes before
+    the drain has made its first step."""
+    with start_neuron() as daemon:
+        async with connect(daemon.url) as client:
+            await client.until_ready()
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+            daemon.signal(number)
+        assert daemon.wait() == 0
+
+
 async def test_workers_do_not_outlive_a_neuron_that_is_killed():
     with start_neuron() as daemon:
         async with connect(daemon.url) as client:
