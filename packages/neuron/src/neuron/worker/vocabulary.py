@@ -1,7 +1,8 @@
 """Vocabularies: text to tokens and back, and which of them are kept when their models go.
 
-llama.cpp reads a vocabulary of 150,000 tokens for 0.2 s, at every load of its model: of a model of
-400 MB that is half of the time. So weights are loaded without it, and it is read by itself, once.
+To read a vocabulary of 150,000 tokens, and ask of each whether it is an end, takes 0.2 s, at every
+load of its model: of a model of 400 MB that is half of the time. So weights are loaded without it,
+and it is read by itself, once.
 """
 
 from __future__ import annotations
@@ -24,10 +25,6 @@ _KEPT = 3
 """Unused ones that stay: of 150,000 tokens each holds about 25 MB."""
 
 _Identity = tuple[int, int, int, int]
-
-# Asked of every token: with plain types in a third of the binding's time.
-_is_end = lib._lib["llama_vocab_is_eog"]
-_is_end.argtypes, _is_end.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_bool
 
 
 class Vocabularies:
@@ -89,7 +86,8 @@ class Vocabulary:
             int(lib.llama_vocab_fim_mid(handle)),
         )
         self.fill_in = fill_in if min(fill_in) >= 0 else None
-        self.end_ids = frozenset(i for i in range(self.size) if _is_end(handle, i))
+        is_end = lib.llama_vocab_is_eog
+        self.end_ids = frozenset(i for i in range(self.size) if is_end(handle, i))
         self._pieces: list[bytes | None] = [None] * self.size
 
     def text_of(self, token: int) -> str:
