@@ -28,6 +28,8 @@ HERMES_TEMPLATE = """\
 Script = Sequence[Sequence[tuple[str, str] | str | Fault]]
 """Steps; in a step, a (channel, text), "started", a finish reason, or a fault."""
 
+HELLO: Script = [["started"], [("content", "Hel")], [("content", "lo")], ["stop"]]
+
 
 def info(template: str = HERMES_TEMPLATE, **changes: Any) -> ipc.ModelInfo:
     known = ipc.ModelInfo(

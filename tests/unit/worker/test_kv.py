@@ -3,10 +3,8 @@ carries it out: a simulated one, so that what the books say can be compared with
 
 from __future__ import annotations
 
-from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,79 +13,9 @@ from neuron.worker import kv as kv_module
 from neuron.worker import pool as pool_module
 from neuron.worker import slots as slots_module
 from neuron.worker.host_cache import HostCache
-from neuron.worker.kv import KV, RECOMPUTED, SMALL, Int32s, Placement, Wait
-from neuron.worker.memory import Memory
-from neuron.worker.pool import Pool
-from neuron.worker.slots import Slots
+from neuron.worker.kv import RECOMPUTED, SMALL, Placement, Wait
 from neuron.worker.tile import TILE, Tile
-from tests.unit.worker.simulated_context import SimulatedContext
-
-
-def ids(*tokens: int) -> Int32s:
-    return np.array(tokens, np.int32)
-
-
-class Cache:
-    """A KV over a simulated context. `pool` more than 0 makes it unified."""
-
-    def __init__(
-        self,
-        parallel: int,
-        context: int,
-        *,
-        pool: int = 0,
-        sequences: int = 8,
-        can_trim: bool = True,
-        host: HostCache | None = None,
-        tile: Tile | None = None,
-    ) -> None:
-        self.context = SimulatedContext(pool=pool, can_trim=can_trim)
-        self.kv: KV
-        if pool:
-            self.kv = Pool(parallel, context, cells=pool, sequences=sequences, host=host, tile=tile)
-        else:
-            self.kv = Slots(parallel, context, can_trim=can_trim, host=host, tile=tile)
-        self.memory = Memory(self.context, self.kv)  # pyright: ignore[reportArgumentType]
-
-    def acquire(self, prompt: list[int], **options: Any) -> Placement | Wait | None:
-        return self.memory.acquire(ids(*prompt), **options)
-
-    def compute(self, sequence: int, tokens: list[int]) -> None:
-        self.context.write(sequence, ids(*tokens))
-        self.kv.write(sequence, ids(*tokens))
-
-    def start(self, *prompt: int, **options: Any) -> Placement:
-        """Acquire and compute the whole prompt."""
-        placement = self.acquire([*prompt], **options)
-        assert isinstance(placement, Placement), placement
-        self.compute(placement.sequence, [*prompt[placement.cached :]])
-        return placement
-
-    def generate(self, sequence: int, *tokens: int) -> None:
-        for token in tokens:
-            self.context.write(sequence, ids(token))
-            self.kv.append(ids(sequence), ids(token))
-
-    def serve(self, *prompt: int, answer: tuple[int, ...] = ()) -> Placement:
-        placement = self.start(*prompt)
-        self.generate(placement.sequence, *answer)
-        self.kv.release(placement.sequence)
-        return placement
-
-    def held(self, sequence: int) -> list[int]:
-        """What is there; the books must say the same."""
-        tokens = self.context.tokens(sequence)
-        assert self.kv.tokens(sequence).tolist() == tokens
-        return tokens
-
-
-def place(placement: Placement | Wait | None) -> tuple[int, int]:
-    assert isinstance(placement, Placement)
-    return placement.sequence, placement.cached
-
-
-LONG = range(1000, 1000 + 2 * SMALL)
-"""A prompt worth every trouble."""
+from tests.unit.worker.cached import LONG, Cache, ids, place
 
 # the partitioned layout
 
@@ -467,61 +395,6 @@ def test_a_suspended_sequence_goes_on_where_it_was() -> None:
     assert parked is not None
     host.drop(parked)
     assert host.size("") == 0
-
-
-# bridges
-
-
-def test_a_gap_between_running_slots_is_bridged() -> None:
-    cache = Cache(4, 600)
-    for n in range(4):
-        cache.start(n, n)
-    cache.kv.release(1)
-    assert cache.kv.bridges([0, 2, 3], widest=2, cells=600) == [1]
-    assert cache.kv.bridges([2, 3], widest=2, cells=600) == []
-
-
-def test_a_wide_gap_costs_more_rows_than_a_pass() -> None:
-    cache = Cache(5, 600)
-    for n in range(5):
-        cache.start(n, n)
-    for n in (1, 2, 3):
-        cache.kv.release(n)
-    assert cache.kv.bridges([0, 4], widest=2, cells=600) == []
-    assert cache.kv.bridges([0, 4], widest=3, cells=600) == [1, 2, 3]
-
-
-def test_a_gap_is_not_bridged_over_more_cells_than_the_running_hold() -> None:
-    cache = Cache(3, 600)
-    for n in range(3):
-        cache.start(n, n)
-    cache.compute(1, [*range(400)])
-    cache.kv.release(1)
-    assert cache.kv.bridges([0, 2], widest=2, cells=600) == []
-
-
-def test_a_gap_holding_a_prompt_in_progress_is_not_bridged() -> None:
-    cache = Cache(3, 600)
-    for n in range(3):
-        cache.start(n, n)
-    assert cache.kv.bridges([0, 2], widest=2, cells=600) == []
-
-
-def test_a_full_slot_has_no_cell_for_a_bridge() -> None:
-    cache = Cache(3, 256)
-    for n in range(3):
-        cache.start(*([n] * 250))
-    cache.compute(1, [*range(6)])
-    cache.kv.release(1)
-    assert cache.kv.bridges([0, 2], widest=2, cells=256) == []
-
-
-def test_sequences_of_one_pool_have_no_gaps() -> None:
-    cache = Cache(4, 64, pool=256)
-    for n in range(4):
-        cache.start(n, n)
-    cache.kv.release(1)
-    assert cache.kv.bridges([0, 2, 3], widest=2, cells=256) == []
 
 
 requests = st.tuples(
