@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.responses import Response
 
 from cortex_core.envelopes.sampling import is_in_range
 from cortex_core.errors import (
@@ -24,6 +25,14 @@ from tests.unit.core.responses_play import (
     messages_of,
     translated,
 )
+
+CRM = {
+    "type": "namespace",
+    "name": "crm",
+    "description": "customers",
+    "tools": [FUNCTION, CUSTOM],
+}
+MCP = CRM | {"name": "mcp__files__", "tools": [FUNCTION]}
 
 
 def test_a_string_is_a_user_turn_below_the_instructions() -> None:
@@ -120,6 +129,66 @@ def test_tools_keep_what_a_function_has() -> None:
     assert chat["tool_choice"] == {"type": "function", "function": {"name": "shell"}}
 
 
+def test_tools_in_a_namespace_go_by_both_names_and_are_called_by_their_own() -> None:
+    tools = [FUNCTION, CRM, MCP]
+    translation = translated(
+        tools=tools, tool_choice={"type": "custom", "namespace": "crm", "name": "shell"}
+    )
+    assert translation.ignored == ("tools.namespace.description",)
+    chat = json.loads(translation.chat)
+    names = ["add", "crm__add", "crm__shell", "mcp__files__add"]
+    assert [tool["function"]["name"] for tool in chat["tools"]] == names
+    assert chat["tool_choice"] == {"type": "function", "function": {"name": "crm__shell"}}
+
+    calls = [
+        {"id": f"c{index}", "type": "function", "function": {"name": name, "arguments": "{}"}}
+        for index, name in enumerate(names)
+    ]
+    answer = json.loads(translated(tools=tools).whole(completion(tool_calls=calls)))
+    Response.model_validate(answer)
+    assert [(item["type"], item.get("namespace"), item["name"]) for item in answer["output"]] == [
+        ("function_call", None, "add"),
+        ("function_call", "crm", "add"),
+        ("custom_tool_call", "crm", "shell"),
+        ("function_call", "mcp__files__", "add"),
+    ]
+    (turn,) = messages_of(*answer["output"], tools=tools)
+    assert [call["function"]["name"] for call in turn["tool_calls"]] == names
+
+
+def test_a_faulty_tool_is_told_by_its_place_in_the_request() -> None:
+    translation = translated(tools=[{"type": "web_search"}, CRM, FUNCTION])
+    assert translation.names.of("tools[1].function.parameters") == "tools[1].tools[1].parameters"
+    assert translation.names.of("tools[2].function.parameters") == "tools[2].parameters"
+
+
+def test_a_tool_that_nobody_here_could_run_is_left_out_beside_others_and_listed() -> None:
+    hosted = [
+        {"type": "web_search", "external_web_access": False},
+        {"type": "image_generation", "output_format": "png"},
+        {"type": "web_search_preview_2025_03_11"},
+    ]
+    translation = translated(tools=[*hosted, FUNCTION], client_metadata={"a": "b"})
+    (tool,) = json.loads(translation.chat)["tools"]
+    assert tool["function"]["name"] == "add"
+    assert translation.ignored == (
+        "client_metadata",
+        "tools.image_generation",
+        "tools.web_search",
+        "tools.web_search_preview_2025_03_11",
+    )
+
+
+def test_a_grammar_of_free_text_is_told_to_the_model_and_listed_as_not_enforced() -> None:
+    form = {"type": "grammar", "syntax": "lark", "definition": 'start: "ls"'}
+    translation = translated(tools=[CUSTOM | {"format": form}])
+    (tool,) = json.loads(translation.chat)["tools"]
+    assert tool["function"]["description"] == (
+        'runs\n\nThe input has to follow this grammar (lark):\nstart: "ls"'
+    )
+    assert translation.ignored == ("tools.format",)
+
+
 def test_allowed_tools_are_the_only_ones_offered() -> None:
     allowed = {
         "type": "allowed_tools",
@@ -212,10 +281,22 @@ REFUSED: list[tuple[dict[str, Any], type[CortexError], str]] = [
     ({"include": ["no.such"]}, UnsupportedParameter, "include"),
     ({"tools": [{"type": "web_search"}]}, UnsupportedParameter, "tools[0]"),
     ({"tools": [{"type": "function"}]}, InvalidRequest, "tools[0].name"),
+    ({"tools": [{"type": "web_search"}, {"type": "mcp"}]}, UnsupportedParameter, "tools[1]"),
+    ({"tools": [{"type": "web_search"}] * 2}, UnsupportedParameter, "tools[0]"),
+    ({"tools": [CUSTOM | {"format": {"type": "x"}}]}, UnsupportedParameter, "tools[0].format"),
     (
-        {"tools": [CUSTOM | {"format": {"type": "grammar"}}]},
+        {"tools": [CUSTOM | {"format": {"type": "grammar", "syntax": "lark"}}]},
+        InvalidRequest,
+        "tools[0].format.definition",
+    ),
+    ({"tools": [{"type": "namespace", "tools": []}]}, InvalidRequest, "tools[0].name"),
+    ({"tools": [CRM | {"tools": "all"}]}, InvalidRequest, "tools[0].tools"),
+    ({"tools": [CRM | {"tools": [CRM]}]}, UnsupportedParameter, "tools[0].tools[0]"),
+    ({"tools": [CRM, FUNCTION | {"name": "crm__add"}]}, InvalidRequest, "tools[1].name"),
+    (
+        {"tools": [FUNCTION, {"type": "web_search"}], "tool_choice": {"type": "web_search"}},
         UnsupportedParameter,
-        "tools[0].format",
+        "tool_choice",
     ),
     ({"tool_choice": "required"}, InvalidRequest, "tool_choice"),
     ({"tools": [FUNCTION], "tool_choice": "maybe"}, InvalidRequest, "tool_choice"),

@@ -41,6 +41,7 @@ INCLUDABLE = (ENCRYPTED_REASONING, LOGPROBS, *_NEVER_THERE)
 
 IGNORED_PARAMETERS = frozenset(
     {
+        "client_metadata",  # of Codex
         "max_tool_calls",  # it counts the calls of hosted tools
         "prompt_cache_key",
         "prompt_cache_options",

@@ -19,10 +19,12 @@ class Names:
     """`names`: the client's by the chat's, paths without indices. One stands for all that is below
     it, too, unless that has its own; an empty one, for what the client has not said. What the chat
     has a list of for each of the client's keeps its index; messages are made anew, and have none.
+    `places`: by the chat's, e.g. `tools[1]`, those of the client's that are others.
     """
 
-    def __init__(self, names: Mapping[str, str] = {}) -> None:
+    def __init__(self, names: Mapping[str, str] = {}, places: Mapping[str, str] = {}) -> None:
         self._names = names
+        self._places = places
 
     def of(self, param: str) -> str:
         parts = _INDEX.sub("", param).split(".")
@@ -50,4 +52,4 @@ class Names:
         first = _FIRST.match(param)
         if first is None or not (name + ".").startswith(first[1] + "."):
             return name
-        return first[0] + name[len(first[1]) :]
+        return self._places.get(first[0], first[0]) + name[len(first[1]) :]

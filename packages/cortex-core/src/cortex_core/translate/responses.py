@@ -24,22 +24,21 @@ from cortex_core.translate.chat_stream import (
 )
 from cortex_core.translate.names import Names
 from cortex_core.translate.responses_input import Item
+from cortex_core.translate.responses_tools import Called, Offer
 from cortex_core.translate.seal import sealed
 from cortex_core.wire import sse
 
 __all__ = ["ResponsesTranslation"]
 
-_NAMES = Names(
-    {
-        "max_completion_tokens": "max_output_tokens",
-        "messages": "input",
-        "reasoning_effort": "reasoning.effort",
-        "response_format": "text.format",
-        "response_format.json_schema": "text.format",
-        "tool_choice.function": "tool_choice",
-        "tools.function": "tools",
-    }
-)
+_NAMES = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "response_format.json_schema": "text.format",
+    "tool_choice.function": "tool_choice",
+    "tools.function": "tools",
+}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -60,7 +59,7 @@ class ResponsesTranslation:
         *,
         ignored: tuple[str, ...],
         conversation: list[Item],
-        customs: frozenset[str],
+        offer: Offer,
         created_at: float,
         keep: Callable[[dict[str, Any], list[Item]], None] | None = None,
         new_id: Callable[[str], str] = _new_id,
@@ -69,11 +68,11 @@ class ResponsesTranslation:
         self.is_stream = request.stream
         self.chat = chat
         self.ignored = ignored
-        self.names = _NAMES
+        self.names = Names(_NAMES, offer.places)
         self.conversation = conversation
         self.request = request
         self.response: dict[str, Any] = _blank(request, new_id("resp"), created_at)
-        self._customs = customs
+        self._called = offer.called
         self._keep = keep
         self._new_id = new_id
         self._number = 0
@@ -184,8 +183,8 @@ class ResponsesTranslation:
         if not isinstance(call, _Call) or call.index != delta.index:
             name = (function.name if function else None) or ""
             place = len(self.response["output"])
-            is_custom = name in self._customs
-            call = _Call(delta.index, name, delta.id or "", self._new_id, place, is_custom)
+            called = self._called.get(name, Called(name))
+            call = _Call(delta.index, called, delta.id or "", self._new_id, place)
             events += self._begin(call)
         if function is not None and function.arguments:
             events += call.append(function.arguments)
@@ -321,13 +320,13 @@ class _Call:
     def __init__(
         self,
         index: int,
-        name: str,
+        called: Called,
         call_id: str,
         new_id: Callable[[str], str],
         place: int,
-        is_custom: bool,
     ) -> None:
         self.index = index  # among the calls; `place` is among the items
+        is_custom = called.is_custom
         kind = "custom_tool_call" if is_custom else "function_call"
         self._key = "input" if is_custom else "arguments"
         self._is_custom = is_custom
@@ -339,9 +338,11 @@ class _Call:
             "type": kind,
             "status": "in_progress",
             "call_id": call_id,
-            "name": name,
+            "name": called.name,
             self._key: "",
         }
+        if called.namespace is not None:
+            self.item["namespace"] = called.namespace
 
     def opening(self) -> list[dict[str, Any]]:
         kind = "response.output_item.added"

@@ -13,6 +13,7 @@ import msgspec
 
 from cortex_core.errors import InvalidRequest, NotFound, UnsupportedParameter
 from cortex_core.translate.fields import string
+from cortex_core.translate.responses_tools import function_name
 from cortex_core.translate.seal import opened
 
 __all__ = ["Item", "chat_messages"]
@@ -90,7 +91,8 @@ def _custom_call(turns: _Turns, item: Item, at: str) -> None:
 
 
 def _call(turns: _Turns, item: Item, at: str, arguments: str) -> None:
-    function = {"name": string(item, "name", at), "arguments": arguments}
+    name = function_name(string(item, "name", at), string(item, "namespace", at, ""))
+    function = {"name": name, "arguments": arguments}
     call = {"id": string(item, "call_id", at), "type": "function", "function": function}
     turns.said().setdefault("tool_calls", []).append(call)
 

@@ -13,20 +13,13 @@ from cortex_core.envelopes.openai_responses import (
     decode_responses_request,
 )
 from cortex_core.errors import InvalidRequest, NotFound, UnsupportedParameter
-from cortex_core.translate.fields import unread_of_tools
 from cortex_core.translate.responses import ResponsesTranslation
 from cortex_core.translate.responses_input import Item, chat_messages
+from cortex_core.translate.responses_tools import function_name, offered
 
 __all__ = ["Memory", "NoMemory", "translate_responses"]
 
 _encode = msgspec.json.Encoder().encode
-_FUNCTION_KEYS = ("name", "description", "parameters", "strict")
-_FREE_TEXT = {
-    "type": "object",
-    "properties": {"input": {"type": "string"}},
-    "required": ["input"],
-    "additionalProperties": False,
-}
 
 
 class Memory(Protocol):
@@ -73,11 +66,11 @@ def translate_responses(
     chat["messages"] += chat_messages(given, memory.item)
     if not chat["messages"]:
         raise InvalidRequest("input: all of it is empty", param="input")
-    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools)]
-    if tools:
-        chat["tools"] = tools
+    offer = offered(request.tools)
+    ignored += offer.ignored
+    if offer.functions:
+        chat["tools"] = offer.functions
         chat["tool_choice"] = _choice(request, chat)
-        ignored += unread_of_tools(request.tools, ("type", "format", *_FUNCTION_KEYS))
         if request.parallel_tool_calls is not None:
             chat["parallel_tool_calls"] = request.parallel_tool_calls
     elif request.tool_choice not in (None, "auto", "none"):
@@ -105,13 +98,12 @@ def translate_responses(
     if request.stream:
         chat["stream"] = True
         chat["stream_options"] = {"include_usage": True}
-    customs = frozenset(tool["name"] for tool in request.tools if tool["type"] == "custom")
     return ResponsesTranslation(
         request,
         _encode(chat),
         ignored=tuple(ignored),
         conversation=before + given,
-        customs=customs,
+        offer=offer,
         created_at=created_at,
         keep=memory.keep if request.store else None,
     )
@@ -139,27 +131,6 @@ def _system(request: ResponsesRequest) -> list[dict[str, Any]]:
     return [{"role": "system", "content": request.instructions}] if request.instructions else []
 
 
-def _tool(tool: Item, at: str) -> dict[str, Any]:
-    kind, name = tool.get("type"), tool.get("name")
-    if kind not in ("function", "custom"):
-        raise UnsupportedParameter(
-            f"{at}: a tool of type {kind!r} would be the provider's to run; there is none here",
-            param=at,
-        )
-    if not isinstance(name, str) or not name:
-        raise InvalidRequest(f"{at}.name: missing required parameter", param=f"{at}.name")
-    if kind == "custom":
-        if (tool.get("format") or {"type": "text"}).get("type") != "text":
-            param = f"{at}.format"
-            raise UnsupportedParameter(f"{param}: only free text is supported", param=param)
-        function = {"name": name, "parameters": _FREE_TEXT}
-        if tool.get("description"):
-            function["description"] = tool["description"]
-    else:
-        function = {key: tool[key] for key in _FUNCTION_KEYS if tool.get(key) is not None}
-    return {"type": "function", "function": function}
-
-
 def _choice(request: ResponsesRequest, chat: dict[str, Any]) -> Any:
     """Of the chat; narrows its tools where only some are allowed."""
     choice = "auto" if request.tool_choice is None else request.tool_choice
@@ -172,9 +143,9 @@ def _choice(request: ResponsesRequest, chat: dict[str, Any]) -> Any:
         )
     kind = choice.get("type")
     if kind in ("function", "custom"):
-        return {"type": "function", "function": {"name": choice.get("name")}}
+        return {"type": "function", "function": {"name": _chosen(choice)}}
     if kind == "allowed_tools":
-        allowed = {tool.get("name") for tool in _objects(choice.get("tools"))}
+        allowed = {_chosen(tool) for tool in _objects(choice.get("tools"))}
         chat["tools"] = [tool for tool in chat["tools"] if tool["function"]["name"] in allowed]
         if chat["tools"] and choice.get("mode") in ("auto", "required"):
             return choice["mode"]
@@ -183,6 +154,11 @@ def _choice(request: ResponsesRequest, chat: dict[str, Any]) -> Any:
             param="tool_choice",
         )
     raise UnsupportedParameter(f"tool_choice: type {kind!r} is unsupported", param="tool_choice")
+
+
+def _chosen(tool: Mapping[str, Any]) -> str:
+    """What the chat calls it; nothing has an empty name."""
+    return function_name(str(tool.get("name") or ""), str(tool.get("namespace") or ""))
 
 
 def _objects(value: Any) -> list[Mapping[str, Any]]:
