@@ -123,7 +123,7 @@ class Errands:
         return errand
 
     def _begin(self, kind: Literal["load", "unload"], model: str, node: str | None) -> Errand:
-        identity = f"{kind}-{next(self._numbers)}"
+        identity = self._fleet.free_name(f"{kind}-{next(self._numbers)}")
         ended = [identity for identity, errand in self._errands.items() if errand.is_over]
         for old in ended[: len(self._errands) + 1 - MOST_KEPT]:
             del self._errands[old]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import logging
 import math
 import time
@@ -75,6 +76,7 @@ class Fleet:
         self.orders = Orders(upstream, self._devices_of, self._told, load_stall_s)
         self._told_order = told_order
         self._applicants: dict[str, Applicant] = {}
+        self._again = itertools.count(2)
         self._alarms: list[float] = []
         self._timer: asyncio.TimerHandle | None = None
         self._held: frozenset[str] = frozenset()
@@ -145,18 +147,28 @@ class Fleet:
     def apply(self, stimulus: Stimulus) -> None:
         self._carry_out_all(self.conductor.handle(stimulus, time.monotonic()))
 
+    def free_name(self, wanted: str) -> str:
+        """`wanted`, or something like it that no applicant has: clients choose their requests'
+        ids, and may choose one twice, or an operator's order's."""
+        name = wanted
+        while name in self._applicants:
+            name = f"{wanted}-{next(self._again)}"
+        return name
+
     def enter(self, request: str, applicant: Applicant, stimulus: Stimulus) -> None:
-        """Apply for what `stimulus` says, under the name `request`; `applicant` is told."""
+        """Apply for what `stimulus` says, under the name `request`, which must be free;
+        `applicant` is told."""
+        assert request not in self._applicants, request
         self._applicants[request] = applicant
         try:
             self.apply(stimulus)
         except BaseException:
-            del self._applicants[request]
+            self.leave(request, has_answer=False)
             raise
 
     def leave(self, request: str, *, has_answer: bool) -> None:
         """The end of what `enter` began, however it went; see RequestEnded."""
-        del self._applicants[request]
+        self._applicants.pop(request, None)
         self.handle(RequestEnded(request, has_answer))
 
     # questions

@@ -9,7 +9,6 @@ another replica may mend a failure; after that, the client is told.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import time
@@ -81,24 +80,10 @@ class Proxy:
         self.admission = admission
         self.record = record
         self._routes = routes
-        self._in_fleet: set[str] = set()
-        self._again = itertools.count(2)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         route = self._routes[scope["path"].rstrip("/")]
         await _Exchange(self, route, scope, receive, send).run()
-
-    def enter_fleet(self, request_id: str) -> str:
-        """What a request is called in the fleet until `leave_fleet`: its id, if no other has it.
-        Clients choose ids, and may choose one twice."""
-        name = request_id
-        while name in self._in_fleet:
-            name = f"{request_id}-{next(self._again)}"
-        self._in_fleet.add(name)
-        return name
-
-    def leave_fleet(self, name: str) -> None:
-        self._in_fleet.discard(name)
 
 
 class _Exchange:
@@ -245,11 +230,7 @@ class _Exchange:
         for name, value in self._headers:
             if name in FORWARDED:
                 headers[FORWARDED[name]] = value.decode("latin-1")
-        name = proxy.enter_fleet(request_id)
-        try:
-            await self._ask(Interest(name, head.model, caller, head.prefix), body, headers)
-        finally:
-            proxy.leave_fleet(name)
+        await self._ask(Interest(request_id, head.model, caller, head.prefix), body, headers)
 
     async def _ask(self, interest: Interest, body: bytes, headers: dict[str, str]) -> None:
         """Ask a replica; when it fails before an answer has begun, ask one more."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cortex_core.errors import CortexError, Fault
 from cortex_core.fleet.events import Interest, RequestCame, RequestFailed
 from cortex_core.fleet.topology import Replica
@@ -33,6 +35,7 @@ class Seat:
         "_fleet",
         "_interest",
         "_is_sent",
+        "_name",
         "_waiter",
         "attempts",
         "load_s",
@@ -42,6 +45,7 @@ class Seat:
     )
 
     replica: Replica
+    _name: str  # in the fleet
 
     def __init__(self, fleet: Fleet, interest: Interest) -> None:
         self._fleet = fleet
@@ -61,7 +65,10 @@ class Seat:
             await fleet.first_contact()
             self.queued_s = time.monotonic() - began
         interest = self._interest
-        fleet.enter(interest.request, self, RequestCame(interest))
+        self._name = fleet.free_name(interest.request)
+        if self._name != interest.request:
+            interest = msgspec.structs.replace(interest, request=self._name)
+        fleet.enter(self._name, self, RequestCame(interest))
         if not self._is_sent:
             try:
                 await self._wait()
@@ -79,7 +86,7 @@ class Seat:
         """The replica failed with `error` before the first byte of an answer: the next one to ask,
         which is `self.replica` from then on. Raises the refusal when there is none."""
         self._is_sent = False
-        self._fleet.apply(RequestFailed(self._interest.request, error.fault))
+        self._fleet.apply(RequestFailed(self._name, error.fault))
         if not self._is_sent:
             await self._wait()
         return self.replica
@@ -127,4 +134,4 @@ class Seat:
             self._waiter.set_result(None)
 
     def _leave(self, *, has_answer: bool) -> None:
-        self._fleet.leave(self._interest.request, has_answer=has_answer)
+        self._fleet.leave(self._name, has_answer=has_answer)
