@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,12 +13,13 @@ import pytest
 
 from cortex_gateway.dialects import DIALECTS
 from tests.fleet.conftest import Rig
-from tests.fleet.scripted_neuron import chunks_of
+from tests.fleet.scripted_neuron import Call, chunks_of, completion
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CHAT = "/v1/chat/completions"
 ASKED = {"model": "only/a", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+WHOLE = json.dumps(ASKED).encode()
 STREAM = json.dumps(ASKED | {"stream": True}).encode()
 LAST = b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
@@ -97,6 +100,51 @@ async def test_a_client_that_shuts_its_side_before_its_body_is_whole_has_left(ri
         assert b"200" not in await asyncio.wait_for(reader.read(), 10)
     await asyncio.to_thread(rig.daemon.wait_log, r"kind=client_gone request_id=half ")
     assert not rig.a.calls
+
+
+@pytest.mark.parametrize("more", [b"\r\n", b"G", LAST], ids=["a line's end", "a byte", "a request"])
+@pytest.mark.parametrize("is_reset", [False, True])
+async def test_a_client_that_sent_more_than_a_request_is_missed_when_it_leaves(
+    rig: Rig, more: bytes, is_reset: bool
+) -> None:
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        asked.set()
+        await call.gone()
+        left.set()
+
+    rig.a.script = wait
+    async with connection(rig) as (_, writer):
+        writer.write(post(CHAT, WHOLE) + more)
+        await asyncio.wait_for(asked.wait(), 10)
+        if is_reset:
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+        await asyncio.wait_for(left.wait(), 10)
+
+
+async def test_what_comes_while_a_request_is_answered_is_answered_after_it(rig: Rig) -> None:
+    asked, release = asyncio.Event(), asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        asked.set()
+        await release.wait()
+        await call.answer(completion("first"))
+
+    rig.a.script = wait
+    long = post("/v1/messages", b"{" + b" " * 300_000)  # more than is read ahead
+    async with connection(rig) as (reader, writer):
+        writer.write(post(CHAT, WHOLE))
+        await asyncio.wait_for(asked.wait(), 10)
+        writer.write(long)
+        writer.write(LAST)
+        release.set()
+        said = await asyncio.wait_for(reader.read(), 10)
+    places = [said.find(mark) for mark in (b"first", b"invalid_json", b"cortex-gateway")]
+    assert -1 not in places
+    assert places == sorted(places)
 
 
 async def test_messages_in_one_go_are_answered_in_their_order(rig: Rig) -> None:

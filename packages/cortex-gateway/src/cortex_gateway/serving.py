@@ -22,6 +22,7 @@ from cortex_core.config.gateway import GatewayConfig, GatewaySection
 from cortex_core.config.loader import ConfigError, parse_address
 from cortex_core.errors import CortexError
 from cortex_gateway.app import Gateway
+from cortex_gateway.hypercorn_mends import mend
 
 __all__ = ["serve"]
 
@@ -45,6 +46,7 @@ def serve(config: GatewayConfig, read: Callable[[], GatewayConfig] | None = None
     the reason is on stderr.
     """
     _configure_logging(config.gateway.log_level)
+    mend()
     listeners: dict[str, socket.socket] = {}
     try:
         _check_certificate(config.gateway)
