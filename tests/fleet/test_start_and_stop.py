@@ -180,7 +180,8 @@ async def test_a_missing_file_is_named(tmp_path: Path) -> None:
 async def test_a_token_file_without_a_token_is_named(tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("\n", "utf-8")
-    neuron = ScriptedNeuron("a")
-    neuron.token_file = str(token_file)
-    line = await refusal(tmp_path, config_of([neuron]))
-    assert line == f"error: {token_file}: expected one line with a bearer token"
+    async with ScriptedNeuron("a") as neuron:
+        neuron.token_file = str(token_file)
+        line = await refusal(tmp_path, config_of([neuron]))
+    where = f"neurons[0].token_file: {token_file}"
+    assert line == f"error: FILE: {where}: expected one line with a bearer token"

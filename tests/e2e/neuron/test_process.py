@@ -89,7 +89,8 @@ def test_an_empty_token_file_is_refused(tmp_path: Path):
     (tmp_path / "token").write_text("\n")
     daemon = spawn_neuron(environment={"NEURON_TOKEN_FILE": str(tmp_path / "token")})
     assert daemon.wait() == 2
-    assert "the file is empty" in daemon.log
+    assert "token_file: " in daemon.log
+    assert "expected one line with a bearer token" in daemon.log
 
 
 def test_a_missing_model_on_the_command_line_is_refused():

@@ -52,6 +52,124 @@ def test_the_clients_own_variable_is_not_the_gateways():
     load_gateway_config(None, {"CORTEX_URL": "http://x"})
 
 
+def neuron(endpoint: str, name: str = "b") -> str:
+    return f'[[neurons]]\nname = "{name}"\nendpoint = "{endpoint}"\n'
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://127.0.0.1:13131",
+        "https://beast.internal",
+        "http://[::1]:13131/",
+        "http://my_box:1/behind/a/proxy",
+        "http://bücher.example:1",
+    ],
+)
+def test_an_endpoint_that_can_be_asked_is_taken(write, endpoint: str):
+    assert load_gateway_config(write(neuron(endpoint)), {}).neurons[0].endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "h:1",
+        "ftp://h:1",
+        "http://",
+        "http://:5",
+        "http://h:13131x",
+        "http://h:99999",
+        "http://h:0",
+        "http://[::1",
+        "http://h h:1",
+        "http://..:1",
+        f"http://{'a' * 64}.example:1",
+        "http://user:secret@h:1",
+        "http://h:1?x=y",
+        "http://h:1/#x",
+        "http://h:1/ü",
+        "http://h\\n:1",
+    ],
+)
+def test_an_endpoint_that_nobody_could_be_asked_at_is_refused(write, endpoint: str):
+    with pytest.raises(ConfigError, match="expected http://host:port, got") as caught:
+        load_gateway_config(write(neuron(endpoint)), {})
+    assert caught.value.key == "neurons[0].endpoint"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://h:1", "http://h:1/"),
+        ("http://h:80", "http://H"),
+        ("https://h/x", "https://h:443/x"),
+    ],
+)
+def test_one_box_under_two_names_is_refused(write, one: str, other: str):
+    with pytest.raises(ConfigError, match="'c' are one and the same") as caught:
+        load_gateway_config(write(neuron(one, "c") + neuron(other, "d")), {})
+    assert caught.value.key == "neurons[1].endpoint"
+
+
+def test_a_name_ends_where_its_text_does(write):
+    with pytest.raises(ConfigError, match="matching regex"):
+        load_gateway_config(write(neuron("http://h:1", "beast\\n")), {})
+    with pytest.raises(ConfigError, match="matching regex"):
+        load_neuron_config(write('name = "beast\\n"'), {})
+    with pytest.raises(ConfigError, match="matching regex"):
+        load_neuron_config(write('[[models.sources]]\nname = "hub\\n"'), {})
+
+
+def test_files_that_cortex_toml_names_are_beside_it(write, tmp_path: Path):
+    for name in ("n.token", "a.token"):
+        (tmp_path / name).write_text("secret")
+    text = 'state_dir = "state"\nadmin_token_file = "a.token"\n'
+    path = write(f'[gateway]\n{text}{neuron("http://h:1")}token_file = "n.token"\n')
+    config = load_gateway_config(path, {})
+    assert config.neurons[0].token_file == str(tmp_path / "n.token")
+    assert config.gateway.admin_token_file == str(tmp_path / "a.token")
+    assert config.gateway.state_dir == str(tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_files_that_neuron_toml_names_are_beside_it(write, tmp_path: Path):
+    for name in ("n.token", "h.token", "t.jinja"):
+        (tmp_path / name).write_text("secret")
+    (tmp_path / "models").mkdir()
+    hub = '[[models.sources]]\nname = "h"\ntoken_file = "h.token"\ncache_dir = "cache"\n'
+    own = 'token_file = "n.token"\nchat_templates = {m = "t.jinja"}\n'
+    config = load_neuron_config(write(f'{own}[models]\nlocal = ["models"]\n{hub}'), {})
+    assert config.token_file == str(tmp_path / "n.token")
+    assert config.chat_templates == {"m": str(tmp_path / "t.jinja")}
+    assert config.models.local == [str(tmp_path / "models")]
+    (source,) = config.models.sources
+    assert source.token_file == str(tmp_path / "h.token")
+    assert source.cache_dir == str(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("content", ["", " \n", "two\nlines", "geheim\u00fc"])
+def test_a_token_file_without_a_token_is_refused_by_the_keys_name(
+    write, tmp_path: Path, content: str
+):
+    (tmp_path / "token").write_text(content, "utf-8")
+    for key, load, text in (
+        ("neurons[0].token_file", load_gateway_config, neuron("http://h:1") + "{}"),
+        ("gateway.admin_token_file", load_gateway_config, "[gateway]\nadmin_{}"),
+        ("token_file", load_neuron_config, "{}"),
+        ("models.sources[0].token_file", load_neuron_config, '[[models.sources]]\nname="h"\n{}'),
+    ):
+        with pytest.raises(ConfigError, match="expected one line with a bearer token") as caught:
+            load(write(text.format('token_file = "token"')), {})
+        assert caught.value.key == key
+
+
+def test_a_state_folder_below_a_file_is_refused(write, tmp_path: Path):
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/deep/er"):
+        with pytest.raises(ConfigError, match=r"gateway\.state_dir: \S*file is no folder"):
+            load_gateway_config(write(f'[gateway]\nstate_dir = "{folder}"'), {})
+
+
 GATEWAY_FAULTS = [
     ('[gateway]\nlisen = "a:1"', "gateway.lisen", "did you mean 'listen'"),
     ("[gatway]", "gatway", "did you mean 'gateway'"),
@@ -63,6 +181,11 @@ GATEWAY_FAULTS = [
         '[gateway]\ncors_origins = ["*", "chat.example"]',
         "gateway.cors_origins[1]",
         "an origin like",
+    ),
+    (
+        '[gateway]\ntls_cert = "config.toml"\ntls_key = "config.toml"',
+        "gateway.tls_cert",
+        "cannot use",
     ),
     ('[gateway]\ncors_origins = ["https://a/"]', "gateway.cors_origins[0]", "'https://a/'"),
     ('[[neurons]]\nname = "b"', "neurons[0].endpoint", "required, but missing"),

@@ -66,8 +66,8 @@ def test_a_package_has_a_readme_and_says_that_it_is_typed(package: str):
 def test_the_core_does_no_io_and_has_no_clock():
     barred = {"asyncio", "subprocess", "socket", "http", "time", "datetime", "threading", "urllib"}
     for path in _sources("cortex-core"):
-        tops = {module.partition(".")[0] for module in _imports(path)}
-        assert not tops & barred, path
+        modules = set(_imports(path)) - {"urllib.parse"}  # which only takes text apart
+        assert not {module.partition(".")[0] for module in modules} & barred, path
 
 
 def test_only_the_worker_touches_llama_cpp():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hmac
 
+from cortex_core.config.files import read_token
 from cortex_core.errors import InvalidApiKey
-from cortex_gateway.upstream import read_token
 
 __all__ = ["Guard"]
 

@@ -7,6 +7,7 @@ is no polling, and no second opinion: a node counts exactly while this stream is
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 
 import aiohttp
@@ -29,6 +30,7 @@ BACKOFF_MAX_S = 5.0
 # A state is a few kilobytes; what is longer without an event in it is not a neuron talking.
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 
+_log = logging.getLogger("cortex.fleet")
 _decoder = msgspec.json.Decoder(NodeState)
 
 
@@ -52,22 +54,27 @@ class Watcher:
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 
     async def _follow(self) -> str:
-        """Follow one connection to its end; returns why it ended."""
+        """Follow one connection to its end; returns why it ended. Raises nothing: with its watcher
+        dead, a node would only look silent."""
         self._was_heard = False
         try:
-            response = await self._neuron.ask(
-                "GET", "/events", headers={"Accept": "text/event-stream"}, silence_s=SILENCE_S
-            )
+            return await self._listen()
         except NETWORK_ERRORS as error:
             return cause_of(error)
+        except Exception as error:
+            _log.exception('"following a node failed" node=%s', self._neuron.name)
+            return cause_of(error)
+
+    async def _listen(self) -> str:
+        response = await self._neuron.ask(
+            "GET", "/events", headers={"Accept": "text/event-stream"}, silence_s=SILENCE_S
+        )
         try:
             if response.status != 200:
                 return f"HTTP {response.status} on /events"
             return await self._read(response.content)
         except aiohttp.ClientPayloadError:
             return "its event stream broke off"
-        except NETWORK_ERRORS as error:
-            return cause_of(error)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return f"it sent a state that cannot be read: {error}"
         finally:

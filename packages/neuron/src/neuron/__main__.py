@@ -27,10 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = _configuration(given)
         # Imported late: `--help` and a refused file need none of it.
         from neuron import serving
-        from neuron.app import Neuron, check_default_models, read_token
+        from neuron.app import Neuron, check_default_models
 
         check_default_models(config, str(given.config or "configuration"))
-        read_token(config)
         if given.check_config:
             print("the configuration is good")
             return 0

@@ -6,12 +6,12 @@ import asyncio
 import platform
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from cortex_core.config.files import read_token
 from cortex_core.config.loader import ConfigError
 from cortex_core.config.neuron import DefaultModel, NeuronConfig
 from cortex_core.errors import CortexError
@@ -40,7 +40,7 @@ from neuron.supervisor import Supervisor
 from neuron.worker_policy import Limits
 from neuron.worker_process import WORKER_COMMAND
 
-__all__ = ["Neuron", "check_default_models", "read_token"]
+__all__ = ["Neuron", "check_default_models"]
 
 _log = logs.get(__name__)
 
@@ -146,20 +146,8 @@ class Neuron:
             exception_handlers=EXCEPTION_HANDLERS,
         )
         app.router.redirect_slashes = False
-        return Edge(app, token=read_token(config), max_body_bytes=config.max_body_mb * 1024 * 1024)
-
-
-def read_token(config: NeuronConfig) -> str | None:
-    """The bearer token clients must send, if any. Raises ConfigError."""
-    if config.token_file is None:
-        return None
-    try:
-        token = Path(config.token_file).read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(config.token_file, "token_file", f"cannot be read: {error}") from None
-    if not token:
-        raise ConfigError(config.token_file, "token_file", "the file is empty")
-    return token
+        token = None if config.token_file is None else read_token(config.token_file)
+        return Edge(app, token=token, max_body_bytes=config.max_body_mb * 1024 * 1024)
 
 
 def check_default_models(config: NeuronConfig, source: str) -> None:

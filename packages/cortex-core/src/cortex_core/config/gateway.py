@@ -7,10 +7,18 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
 
+from cortex_core.config.files import (
+    beside,
+    check_certificate,
+    check_file,
+    check_folder,
+    check_token,
+)
 from cortex_core.config.loader import ConfigError, load_config, parse_address
 from cortex_core.config.models import load_models
 
@@ -24,10 +32,13 @@ __all__ = [
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-NodeName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=63)]
+NodeName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*\\Z", max_length=63)]
 
 # As a browser sends it: no path, no slash at the end, lower case.
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
+
+_PATHS = ("models", "state_dir", "admin_token_file", "tls_cert", "tls_key")
+_PORTS = {"http": 80, "https": 443}
 
 RESERVED = frozenset({"CORTEX_URL", "CORTEX_ADMIN_TOKEN"})
 """Variables with the prefix that belong to the command-line client."""
@@ -35,8 +46,8 @@ RESERVED = frozenset({"CORTEX_URL", "CORTEX_ADMIN_TOKEN"})
 
 class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Timeouts are for connecting, for the first byte, and between bytes; never for the whole.
-    `models` is the catalogue's file, beside this one if it is relative. `max_waiting` requests
-    wait for one model at most, each for `max_wait_s` at most. What was learned is kept in
+    Relative paths are beside this file. `models` is the catalogue's. `max_waiting` requests wait
+    for one model at most, each for `max_wait_s` at most. What was learned is kept in
     `state_dir`; None = for as long as the gateway runs. A load without progress for `load_stall_s`
     is given up. `/admin` is served where clients connect unless it has an `admin_listen`, and asks
     for the token in `admin_token_file` if there is one. With `tls_cert` and `tls_key` (PEM) clients
@@ -105,11 +116,17 @@ def load_gateway_config(
     config = load_config(
         GatewayConfig, path, environment, "CORTEX_", flags=flags, reserved=RESERVED
     )
-    if config.gateway.models is not None and path is not None:
-        beside = replace(config.gateway, models=str(path.parent / config.gateway.models))
-        config = replace(config, gateway=beside)
+    config = _beside(config, path)
     _check(config, str(path or "configuration"))
     return config
+
+
+def _beside(config: GatewayConfig, file: Path | None) -> GatewayConfig:
+    paths = {key: beside(file, getattr(config.gateway, key)) for key in _PATHS}
+    neurons = [
+        replace(entry, token_file=beside(file, entry.token_file)) for entry in config.neurons
+    ]
+    return replace(config, gateway=replace(config.gateway, **paths), neurons=neurons)
 
 
 def _check(config: GatewayConfig, source: str) -> None:
@@ -127,30 +144,47 @@ def _check(config: GatewayConfig, source: str) -> None:
                 parse_address(address)
         except ValueError as error:
             raise ConfigError(source, f"gateway.{key}", str(error)) from None
-    for key in ("admin_token_file", "tls_cert", "tls_key"):
-        _check_file(getattr(config.gateway, key), source, f"gateway.{key}")
+    settings = config.gateway
+    check_token(settings.admin_token_file, source, "gateway.admin_token_file")
+    check_folder(settings.state_dir, source, "gateway.state_dir")
     for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
-        if getattr(config.gateway, key) is None and getattr(config.gateway, other) is not None:
+        check_file(getattr(settings, key), source, f"gateway.{key}")
+        if getattr(settings, key) is None and getattr(settings, other) is not None:
             raise ConfigError(source, f"gateway.{key}", f"required together with {other}")
-    seen: set[str] = set()
-    for index, neuron in enumerate(config.neurons):
-        if neuron.name in seen:
-            raise ConfigError(
-                source, f"neurons[{index}].name", f"{neuron.name!r} is used twice; names are unique"
-            )
-        seen.add(neuron.name)
-        scheme, _, rest = neuron.endpoint.partition("://")
-        if scheme not in ("http", "https") or not rest.strip("/"):
-            raise ConfigError(
-                source,
-                f"neurons[{index}].endpoint",
-                f"expected http://host:port, got {neuron.endpoint!r}",
-            )
-        _check_file(neuron.token_file, source, f"neurons[{index}].token_file")
-    if config.gateway.models is not None:
-        load_models(Path(config.gateway.models), [neuron.name for neuron in config.neurons])
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        check_certificate(settings.tls_cert, settings.tls_key, source, "gateway.tls_cert")
+    _check_neurons(config.neurons, source)
+    if settings.models is not None:
+        load_models(Path(settings.models), [neuron.name for neuron in config.neurons])
 
 
-def _check_file(path: str | None, source: str, key: str) -> None:
-    if path is not None and not Path(path).is_file():
-        raise ConfigError(source, key, f"no such file: {path}")
+def _check_neurons(neurons: list[NeuronEntry], source: str) -> None:
+    names: set[str] = set()
+    places: dict[object, str] = {}
+    for index, neuron in enumerate(neurons):
+        key = f"neurons[{index}]"
+        if neuron.name in names:
+            problem = f"{neuron.name!r} is used twice; names are unique"
+            raise ConfigError(source, f"{key}.name", problem)
+        names.add(neuron.name)
+        try:
+            place = _place(neuron.endpoint)
+        except ValueError:
+            problem = f"expected http://host:port, got {neuron.endpoint!r}"
+            raise ConfigError(source, f"{key}.endpoint", problem) from None
+        other = places.setdefault(place, neuron.name)
+        if other != neuron.name:
+            problem = f"{neuron.endpoint} and {other!r} are one and the same neuron"
+            raise ConfigError(source, f"{key}.endpoint", problem)
+        check_token(neuron.token_file, source, f"{key}.token_file")
+
+
+def _place(endpoint: str) -> object:
+    """Equal for endpoints that are the same. Raises ValueError for what is none."""
+    parts = urlsplit(endpoint)
+    host = (parts.hostname or "").encode("idna")  # as it will be looked up; a UnicodeError is one
+    port = parts.port if parts.port is not None else _PORTS.get(parts.scheme)
+    is_plain = endpoint.isprintable() and not set(" @?#").intersection(endpoint)
+    if not (parts.scheme in _PORTS and host and port and is_plain and parts.path.isascii()):
+        raise ValueError(endpoint)
+    return parts.scheme, host, port, parts.path.rstrip("/")

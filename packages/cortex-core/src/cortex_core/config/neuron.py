@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
+from cortex_core.config.files import beside, check_file, check_token
 from cortex_core.config.loader import ConfigError, load_config, parse_address
 from cortex_core.config.loading import (
     Batch,
@@ -40,8 +42,8 @@ __all__ = [
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 CountOrAuto = Annotated[int, msgspec.Meta(ge=0)]
-NodeName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-NodeNameOrAuto = Annotated[str, msgspec.Meta(pattern="^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$")]
+NodeName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\\Z")]
+NodeNameOrAuto = Annotated[str, msgspec.Meta(pattern="^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?\\Z")]
 
 
 class DevicesSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,9 +113,10 @@ class DefaultModel(LoadOptions, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class NeuronConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`name` empty = the host's name. `token_file` holds the bearer token clients must send.
-    `use_chat_template` false forces the built-in ChatML template on every model;
-    `chat_templates` are files with the templates of single models, by the model's id."""
+    """Relative paths are beside this file. `name` empty = the host's name. `token_file` holds the
+    bearer token clients must send. `use_chat_template` false forces the built-in ChatML template on
+    every model; `chat_templates` are files with the templates of single models, by the model's
+    id."""
 
     listen: str = "0.0.0.0:13131"
     name: NodeNameOrAuto = ""
@@ -137,20 +140,18 @@ def load_neuron_config(
 ) -> NeuronConfig:
     """The neuron's effective configuration. Raises ConfigError."""
     environment = os.environ if environment is None else environment
-    config = load_config(NeuronConfig, path, environment, "NEURON_", flags=flags)
+    config = _beside(load_config(NeuronConfig, path, environment, "NEURON_", flags=flags), path)
     source = str(path or "configuration")
     try:
         parse_address(config.listen)
     except ValueError as error:
         raise ConfigError(source, "listen", str(error)) from None
-    if config.token_file is not None and not Path(config.token_file).is_file():
-        raise ConfigError(source, "token_file", f"no such file: {config.token_file}")
+    check_token(config.token_file, source, "token_file")
     for index, folder in enumerate(config.models.local):
         if not Path(folder).is_dir():
             raise ConfigError(source, f"models.local[{index}]", f"no such folder: {folder}")
     for model, file in config.chat_templates.items():
-        if not Path(file).is_file():
-            raise ConfigError(source, f"chat_templates.{model}", f"no such file: {file}")
+        check_file(file, source, f"chat_templates.{model}")
     _check_sources(source, config.models.sources)
     _check_cache(source, "engine", config.engine, config.engine)
     seen: set[str] = set()
@@ -169,6 +170,25 @@ def load_neuron_config(
     return config
 
 
+def _beside(config: NeuronConfig, file: Path | None) -> NeuronConfig:
+    templates = {model: beside(file, path) for model, path in config.chat_templates.items()}
+    local = [beside(file, folder) for folder in config.models.local]
+    sources = [
+        replace(
+            hub,
+            token_file=beside(file, hub.token_file),
+            cache_dir=beside(file, hub.cache_dir),
+        )
+        for hub in config.models.sources
+    ]
+    return replace(
+        config,
+        token_file=beside(file, config.token_file),
+        chat_templates=templates,
+        models=replace(config.models, local=local, sources=sources),
+    )
+
+
 def _check_sources(source: str, hubs: list[HubSource]) -> None:
     """Raises ConfigError."""
     names: set[str] = set()
@@ -180,8 +200,7 @@ def _check_sources(source: str, hubs: list[HubSource]) -> None:
         if hub.endpoint is not None and not re.match(r"https?://[^/\s]+", hub.endpoint):
             problem = f"expected http(s)://host, got {hub.endpoint!r}"
             raise ConfigError(source, f"{key}.endpoint", problem)
-        if hub.token_file is not None and not Path(hub.token_file).is_file():
-            raise ConfigError(source, f"{key}.token_file", f"no such file: {hub.token_file}")
+        check_token(hub.token_file, source, f"{key}.token_file")
 
 
 def _check_cache(
