@@ -22,6 +22,12 @@ def error_of(body: bytes) -> dict[str, Any]:
     return msgspec.json.decode(body)["error"]
 
 
+async def last_told_of_m(rig: Rig) -> str:
+    """The newest of what has happened to m on any node."""
+    explained = await rig.ask("GET", "/admin/explain/placement?model=m")
+    return msgspec.json.decode(explained.body)["story"][-1]["text"]
+
+
 def last_event(body: bytes) -> dict[str, Any]:
     events = body.removesuffix(b"\n\n").split(b"\n\n")
     return json.loads(events[-1].removeprefix(b"data: "))
@@ -33,6 +39,10 @@ async def reset_at_once(call: Call) -> None:
 
 async def close_at_once(call: Call) -> None:
     call.close()
+
+
+async def be_at_fault(call: Call) -> None:
+    await call.answer({"error": {"message": "?", "type": "x", "code": "internal_error"}}, 500)
 
 
 async def be_unavailable(call: Call) -> None:
@@ -79,6 +89,7 @@ async def redirect(call: Call) -> None:
 FAILURES: list[Script] = [
     reset_at_once,
     close_at_once,
+    be_at_fault,
     be_unavailable,
     have_lost_the_model,
     break_off_within_a_whole_answer,
@@ -107,10 +118,52 @@ async def test_a_failure_before_the_first_byte_is_mended_by_another_replica(
 async def test_two_failures_are_told_to_the_client(rig: Rig, failure: Script) -> None:
     rig.a.script = rig.b.script = failure
     reply = await rig.chat(stream=True)
-    assert reply.status in (502, 503, 404)
+    assert reply.status in (500, 502, 503, 404)
     assert error_of(reply.body)["message"]
     assert reply.headers["content-type"] == "application/json"
     assert (len(rig.a.calls), len(rig.b.calls)) == (1, 1)
+
+
+async def break_off_within_a_stream(call: Call) -> None:
+    await call.start_stream()
+    await call.chunk(chunks_of("one")[0])
+    call.reset()
+
+
+async def end_a_stream_too_early(call: Call) -> None:
+    await call.stream(chunks_of("one")[0])
+
+
+async def end_a_stream_in_an_error(call: Call) -> None:
+    error = {"error": {"message": "the worker died", "type": "x", "code": "upstream_failed"}}
+    await call.stream(chunks_of("one")[0], b"data: " + json.dumps(error).encode() + b"\n\n")
+
+
+async def say_that_it_has_stalled(call: Call) -> None:
+    await call.answer({"error": {"message": "?", "type": "x", "code": "stalled"}}, 504)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        break_off_within_a_stream,
+        end_a_stream_too_early,
+        end_a_stream_in_an_error,
+        say_that_it_has_stalled,
+    ],
+    ids=lambda failure: failure.__name__,
+)
+async def test_a_node_whose_answers_fail_one_after_another_is_put_aside(
+    rig: Rig, failure: Script, path: str
+) -> None:
+    rig.a.script = failure
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+    for _ in range(3):
+        await rig.ask("POST", path, body | {"stream": True})
+        await rig.until_in_flight("a", 0)
+    assert (len(rig.a.calls), len(rig.b.calls)) == (3, 0)
+    assert (await last_told_of_m(rig)).startswith("put aside for 1 s: ")
 
 
 async def test_a_node_that_refuses_connections_is_skipped(rig: Rig) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fleet.conftest import Rig
 from tests.fleet.scripted_neuron import Call, chunks_of
-from tests.fleet.test_broken_answers import last_event
+from tests.fleet.test_broken_answers import last_event, last_told_of_m
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -28,6 +28,22 @@ async def test_no_first_byte_in_time_is_a_stall(rig: Rig) -> None:
     assert error["message"] == "the node a sent nothing for 1 s"
     assert len(rig.b.calls) == 0  # a stalled prompt would stall the next node as well
     await rig.until_in_flight("a", 0)
+
+
+async def test_a_node_that_stalls_one_request_after_another_is_put_aside(rig: Rig) -> None:
+    async def script(call: Call) -> None:
+        if call.json["stream"]:
+            await call.start_stream()
+            await call.chunk(chunks_of("one")[0])
+        await call.gone()
+
+    rig.a.script = script
+    for is_stream in (False, True, False):
+        await rig.chat(stream=is_stream)
+        await rig.until_in_flight("a", 0)
+    assert (len(rig.a.calls), len(rig.b.calls)) == (3, 0)
+    told = await last_told_of_m(rig)
+    assert told == "put aside for 1 s: the node a sent nothing for 1 s"
 
 
 async def test_a_head_without_a_byte_after_it_is_a_stall(rig: Rig) -> None:

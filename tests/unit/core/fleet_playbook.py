@@ -147,8 +147,10 @@ class Stage:
     ) -> list[Instruction]:
         return self.play(RequestCame(Interest(request, name, caller, prefix)))
 
-    def end(self, request: str, *, has_answer: bool = True) -> list[Instruction]:
-        return self.play(RequestEnded(request, has_answer))
+    def end(
+        self, request: str, *, has_answer: bool = True, fault: Fault | None = None
+    ) -> list[Instruction]:
+        return self.play(RequestEnded(request, has_answer, fault))
 
     def fail(self, request: str, fault: Fault = ILL) -> list[Instruction]:
         return self.play(RequestFailed(request, fault))

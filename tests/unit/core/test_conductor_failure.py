@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cortex_core.errors import Fault
 from cortex_core.fleet.events import DrainWanted, Estimate, Load, NodeObserved, Refuse, Send
 from tests.unit.core.fleet_playbook import ILL, Stage, model, sent
@@ -201,6 +203,48 @@ def test_a_replica_that_fails_three_in_a_row_is_put_aside():
     stage.now += 1
     assert stage.ask("probe") == [sent("probe", "a")]
     assert stage.ask("r3") == [sent("r3", "b")]
+
+
+@pytest.mark.parametrize("code", ["upstream_failed", "stalled", "internal_error"])
+def test_a_replica_whose_answers_fail_three_times_in_a_row_is_put_aside(code: str):
+    stage = _pair()
+    for number in range(3):
+        assert stage.ask(f"f{number}") == [sent(f"f{number}", "a")]
+        stage.end(f"f{number}", fault=Fault(code, "it broke off"))
+    assert stage.ask("r1") == [sent("r1", "b")]
+    assert [line.text for line in stage.conductor.story("f0")] == [
+        "sent to a on cuda:0",
+        "failed by a: it broke off",
+    ]
+    assert stage.conductor.history("m", "a")[-1].text == "put aside for 1 s: it broke off"
+
+
+def test_an_answer_that_is_the_clients_own_error_is_a_good_one():
+    stage = _pair()
+    for number in range(3):
+        assert stage.ask(f"f{number}") == [sent(f"f{number}", "a")]
+        stage.end(f"f{number}", fault=Fault("context_length_exceeded", "too long"))
+    assert stage.ask("r1") == [sent("r1", "a")]
+
+
+def test_answers_that_a_drain_cut_off_trip_no_breaker():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    for number in range(3):
+        stage.ask(f"r{number}")
+        stage.play(DrainWanted("a", True))
+        stage.end(f"r{number}", fault=ILL)
+        stage.play(DrainWanted("a", False))
+    assert stage.ask("r3") == [sent("r3", "a")]
+
+
+def test_a_probe_whose_answer_breaks_off_doubles_the_pause():
+    stage = Stage()
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    assert stage.ask("probe") == [sent("probe", "a")]
+    stage.end("probe", fault=ILL)
+    assert stage.conductor.history("m", "a")[-1].text == "put aside for 2 s: the connection broke"
 
 
 def test_while_a_probe_is_on_its_way_others_wait():

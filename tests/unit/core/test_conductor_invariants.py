@@ -79,6 +79,14 @@ class Fleets(RuleBasedStateMachine):
     def request_fails(self, index: int) -> None:
         self.fleet.fail_request(_pick(list(self.fleet.flying), index))
 
+    @precondition(lambda self: self.fleet.flying)
+    @rule(index=which)
+    def answer_breaks_off(self, index: int) -> None:
+        request = _pick(list(self.fleet.flying), index)
+        del self.fleet.flying[request]
+        fault = Fault("upstream_failed", "broken")
+        self.fleet.tell(RequestEnded(request, has_answer=False, fault=fault))
+
     @precondition(lambda self: self.fleet.waiting)
     @rule(index=which)
     def waiter_leaves(self, index: int) -> None:

@@ -50,8 +50,9 @@ NOT_PASSED = frozenset(
 )
 
 # Answers that say "not here, not now": another replica may do better. 404 is among them because
-# the model may have been unloaded a moment ago, before the node's event of it arrived.
-ELSEWHERE = frozenset({404, 502, 503})
+# the model may have been unloaded a moment ago, before the node's event of it arrived. 504 is not:
+# a prompt that has stalled one node would stall the next as well.
+ELSEWHERE = frozenset({404, 500, 502, 503})
 
 _REUSED = re.compile(r"reused=(\d+) computed=(\d+)")
 

@@ -166,10 +166,10 @@ class Fleet:
             self.leave(request, has_answer=False)
             raise
 
-    def leave(self, request: str, *, has_answer: bool) -> None:
+    def leave(self, request: str, *, has_answer: bool, fault: Fault | None = None) -> None:
         """The end of what `enter` began, however it went; see RequestEnded."""
         self._applicants.pop(request, None)
-        self.handle(RequestEnded(request, has_answer))
+        self.handle(RequestEnded(request, has_answer, fault))
 
     # questions
 

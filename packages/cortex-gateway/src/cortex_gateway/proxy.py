@@ -20,10 +20,12 @@ import aiohttp
 from cortex_core.config.gateway import GatewaySection
 from cortex_core.errors import (
     CortexError,
+    Fault,
     InternalError,
     MethodNotAllowed,
     NodeUnavailable,
     NotFound,
+    Stalled,
     UpstreamFailed,
 )
 from cortex_core.fleet.events import Interest
@@ -309,6 +311,9 @@ class _Exchange:
         try:
             response = await neuron.post(self._path, body, headers)
             await self._relay.pass_on(node, response)
+            code = self._relay.code
+            if code is not None:
+                seat.fault = Fault(code, f"the node {node} ended its answer in the error {code}")
         except NETWORK_ERRORS as error:
             if self._reply.is_answering:
                 raise UpstreamFailed(
@@ -323,6 +328,8 @@ class _Exchange:
             raise NodeFault(fault_of(node, error), may_ask_again=may_ask_again) from None
         except asyncio.CancelledError:
             if not loss.is_ours():
+                if isinstance(self._vigil.reason, Stalled):
+                    seat.fault = self._vigil.reason.fault
                 raise
             raise NodeFault(
                 NodeUnavailable(f"the node {node} was lost before it answered: {loss.cause}")

@@ -27,17 +27,19 @@ class Seat:
     `attempts`: how many replicas it has been sent to; `queued_s`: how long it has waited in all;
     `load_s`: the part of that during which its model was loading, None where it never was.
     `on_lost` is called, with the cause, when the replica's node is found to be gone while another
-    has the model ready.
+    has the model ready. `fault`: how the replica has failed it, where no CortexError says so that
+    leaves through here.
     """
 
     __slots__ = (
-        "_fault",
         "_fleet",
         "_interest",
         "_is_sent",
         "_name",
+        "_refusal",
         "_waiter",
         "attempts",
+        "fault",
         "load_s",
         "on_lost",
         "queued_s",
@@ -51,12 +53,13 @@ class Seat:
         self._fleet = fleet
         self._interest = interest
         self._is_sent = False
-        self._fault: Fault | None = None
+        self._refusal: Fault | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.attempts = 0
         self.queued_s = 0.0
         self.load_s: float | None = None
         self.on_lost: Callable[[str], None] | None = None
+        self.fault: Fault | None = None
 
     async def __aenter__(self) -> Seat:
         fleet = self._fleet
@@ -73,14 +76,15 @@ class Seat:
             try:
                 await self._wait()
             except BaseException:
-                self._leave(has_answer=False)
+                fleet.leave(self._name, has_answer=False)
                 raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._leave(has_answer=kind is None)
+        fault = exc.fault if isinstance(exc, CortexError) else self.fault
+        self._fleet.leave(self._name, has_answer=kind is None, fault=fault)
 
     async def failed(self, error: CortexError) -> Replica:
         """The replica failed with `error` before the first byte of an answer: the next one to ask,
@@ -106,7 +110,7 @@ class Seat:
         self._wake()
 
     def refused(self, fault: Fault) -> None:
-        self._fault = fault
+        self._refusal = fault
         self._wake()
 
     def done(self) -> None:
@@ -118,7 +122,7 @@ class Seat:
 
     async def _wait(self) -> None:
         """Until it is sent. Raises the refusal."""
-        if self._fault is None:
+        if self._refusal is None:
             began = time.monotonic()
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -126,12 +130,9 @@ class Seat:
             finally:
                 self._waiter = None
                 self.queued_s += time.monotonic() - began
-        if self._fault is not None:
-            raise CortexError.from_fault(self._fault)
+        if self._refusal is not None:
+            raise CortexError.from_fault(self._refusal)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    def _leave(self, *, has_answer: bool) -> None:
-        self._fleet.leave(self._name, has_answer=has_answer)

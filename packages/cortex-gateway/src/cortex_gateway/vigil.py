@@ -149,6 +149,11 @@ class Vigil:
             self.close()
             self._task.cancel()
 
+    @property
+    def reason(self) -> Exception | None:
+        """What has ended the request."""
+        return self._reason
+
     def _arm(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -22,10 +22,11 @@ NEWS_S = 1.0
 class Breaker:
     """Of one replica. Every time is passed in."""
 
-    __slots__ = ("_failures", "_pause_s", "_until", "probe")
+    __slots__ = ("_failed_at", "_failures", "_pause_s", "_until", "probe")
 
     def __init__(self) -> None:
         self._failures = 0
+        self._failed_at = float("-inf")
         self._pause_s = 0.0
         self._until: float | None = None
         self.probe: str | None = None  # the request that tries a half-open replica
@@ -60,12 +61,17 @@ class Breaker:
         self._failures, self._pause_s, self._until, self.probe = 0, 0.0, None, None
         return True
 
-    def failed(self, request: str, now: float) -> bool:
-        """A request was failed before its first byte. Returns whether that opened it (again)."""
-        self._failures += 1
-        if self._until is None and self._failures < FAILURES:
-            return False
-        if self._until is not None and self.probe != request:
+    def failed(self, request: str, sent_at: float, now: float) -> bool:
+        """A request was failed. Returns whether that opened it (again). Of requests that were under
+        way together only the first counts: what broke them all may be over already."""
+        if self._until is None:
+            if sent_at < self._failed_at:
+                return False
+            self._failures += 1
+            self._failed_at = now
+            if self._failures < FAILURES:
+                return False
+        elif self.probe != request:
             return False
         self._pause_s = min(self._pause_s * 2, PAUSE_MOST_S) or PAUSE_FIRST_S
         self._until = now + self._pause_s

@@ -77,10 +77,12 @@ class RequestCame(msgspec.Struct, frozen=True, tag=True):
 
 class RequestEnded(msgspec.Struct, frozen=True, tag=True):
     """It is over, however: answered, refused by its replica, or its client left, perhaps while it
-    still waited. `has_answer`: something came from its replica, which therefore is alive."""
+    still waited. `has_answer`: something came from its replica, which therefore is alive. `fault`:
+    how its replica failed it all the same, when it was too late to try another."""
 
     request: str
     has_answer: bool = True
+    fault: Fault | None = None
 
 
 class RequestFailed(msgspec.Struct, frozen=True, tag=True):

@@ -78,10 +78,15 @@ class Routing:
             board.waiting.leave(ticket)
             board.unsettled.add(ticket.model)
             return
+        fault, node = stimulus.fault, ticket.replica.node
         place = self._freed(ticket)
+        if fault is not None:
+            board.note(ticket, "failed by {}: {}", node, fault.message)
         if place is None:
             return
-        if not stimulus.has_answer:
+        if fault is not None and fault.code in _ILL and not board.is_draining(node):
+            self._blame(place, ticket, fault)
+        elif not stimulus.has_answer:
             place.breaker.unused(ticket.request)
         elif place.breaker.succeeded(ticket.request):
             place.tell("answers again")
@@ -101,8 +106,10 @@ class Routing:
         board.note(ticket, "failed by {}: {}", former.node, fault.message)
         has_met_drain = place is not None and board.is_draining(former.node)
         is_ill = fault.code in _ILL and not has_met_drain
-        if place is not None:
-            self._blame(place, ticket, fault, is_ill=is_ill)
+        if place is not None and is_ill:
+            self._blame(place, ticket, fault)
+        elif place is not None:
+            place.breaker.unused(ticket.request)
         if is_ill and ticket.is_retried:
             board.refuse(ticket, ticket.fault or fault)
             return
@@ -191,6 +198,7 @@ class Routing:
         board = self._board
         replica = ticket.replica = place.replica
         ticket.place = place
+        ticket.sent_at = board.now
         place.busy += 1
         place.used_at = board.now
         if ticket.prefix:
@@ -216,10 +224,8 @@ class Routing:
             board.stir_blocked()
         return place
 
-    def _blame(self, place: Place, ticket: Ticket, fault: Fault, *, is_ill: bool) -> None:
-        if not is_ill:
-            place.breaker.unused(ticket.request)
-        elif place.breaker.failed(ticket.request, self._board.now):
+    def _blame(self, place: Place, ticket: Ticket, fault: Fault) -> None:
+        if place.breaker.failed(ticket.request, ticket.sent_at, self._board.now):
             until = place.breaker.until or 0.0
             place.tell("put aside for {:.0f} s: {}", until - self._board.now, fault.message)
             self._board.index(place.model)

@@ -20,11 +20,11 @@ __all__ = ["Ticket", "WaitingRoom"]
 class Ticket:
     """One request from coming to ending. It waits while `replica` is None.
 
-    `node`: the only one it may go to. `place`: where it was sent. `spent`: the (place, incarnation)
-    that have failed it or turned it away, and `fault` how the first of them did; `is_retried`: one
-    has failed it. `decide_by`: when a request that was failed by the only replica gives up looking
-    for another. `load_s`: how long it has waited for loads, the one it has been waiting for since
-    `loading_since` left out; None = for none.
+    `node`: the only one it may go to. `place`: where it was sent, at `sent_at`. `spent`: the
+    (place, incarnation) that have failed it or turned it away, and `fault` how the first of them
+    did; `is_retried`: one has failed it. `decide_by`: when a request that was failed by the only
+    replica gives up looking for another. `load_s`: how long it has waited for loads, the one it has
+    been waiting for since `loading_since` left out; None = for none.
     """
 
     __slots__ = (
@@ -44,6 +44,7 @@ class Ticket:
         "prefix",
         "replica",
         "request",
+        "sent_at",
         "spent",
     )
 
@@ -58,6 +59,7 @@ class Ticket:
         self.deadline = came_at
         self.replica: Replica | None = None
         self.place: Place | None = None
+        self.sent_at = came_at
         self.node: str | None = None
         self.options: dict[str, Any] | None = None
         self.is_operators = False
