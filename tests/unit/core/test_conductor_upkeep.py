@@ -23,7 +23,7 @@ from cortex_core.fleet.events import (
     WakeAt,
 )
 from cortex_core.fleet.ledger import Ledger
-from tests.unit.core.fleet_playbook import CONFLICT, Stage, load, model, sent
+from tests.unit.core.fleet_playbook import CONFLICT, Stage, load, model, refusal, sent
 
 # an operator's loads
 
@@ -82,6 +82,32 @@ def test_a_node_that_an_operator_named_and_that_is_gone_is_not_waited_for():
     assert isinstance(refused, Refuse)
     assert refused.fault.code == "node_unavailable"
     assert "no node is called 'b'; configured: a" in refused.fault.message
+
+
+def test_an_operators_load_takes_as_long_as_it_takes():
+    """Somebody else's patience does not end it: a download may take hours."""
+    stage = Stage(max_wait_s=10)
+    stage.observe("a")
+    stage.play(LoadWanted("o1", "m"))
+    assert stage.estimate("a") == [load(1, "a")]
+    stage.ask("r1")
+    refused = [each for each in stage.later(11) if isinstance(each, Refuse)]
+    assert [(each.request, each.fault.code) for each in refused] == [("r1", "model_loading")]
+    assert not any(isinstance(each, Refuse) for each in stage.later(3600))
+    assert stage.done(1, model("m")) == [sent("o1", "a", load_s=3611.0)]
+
+
+def test_an_operators_load_waits_for_room_as_long_as_anybody_may():
+    stage = Stage("a b", models=("m", "x"), max_wait_s=10)
+    stage.observe("a", model("m", "loading"))
+    stage.observe("b", model("x", gb=8, running=1))
+    stage.play(LoadWanted("o1", "m", "b"))
+    stage.estimate("b")
+    fault = refusal(stage.later(10))
+    assert (fault.code, fault.message) == (
+        "no_capacity",
+        "there was no room for the model 'm' within 10 s",
+    )
 
 
 # an operator's unloads

@@ -14,6 +14,7 @@ from cortex_core.errors import (
 )
 from cortex_core.fleet.board import Board
 from cortex_core.fleet.placement import NoPlacement
+from cortex_core.fleet.waiting import Ticket
 
 __all__ = ["load_failed", "no_such_node", "nowhere", "overdue", "put_aside", "too_many", "unknown"]
 
@@ -86,10 +87,11 @@ def too_many(board: Board, model: str) -> CortexError:
     )
 
 
-def overdue(board: Board, model: str) -> CortexError:
+def overdue(board: Board, ticket: Ticket) -> CortexError:
     """It has waited for as long as anybody may."""
+    model = ticket.model
     patience_s = _patience(board, model)
-    if board.is_coming(model):
+    if board.is_coming(model, ticket.node):
         return ModelLoading(
             f"the model {model!r} is still being loaded after {board.policy.max_wait_s:g} s",
             retry_after_s=patience_s,

@@ -56,7 +56,8 @@ class Routing:
             self._wait(ticket)
 
     def load_wanted(self, stimulus: LoadWanted) -> None:
-        """An operator's request: no limit of the line holds for it."""
+        """An operator's request: no limit of the line holds for it, and none of time once its load
+        is under way."""
         board = self._board
         interest = Interest(stimulus.request, stimulus.model)
         model = board.catalogue.resolve(interest.model)
@@ -129,12 +130,16 @@ class Routing:
             if place := self._replica_for(ticket):
                 board.waiting.leave(ticket)
                 self._send(ticket, place)
-            elif board.now >= ticket.deadline:
-                board.refuse(ticket, ticket.fault or refusals.overdue(board, model))
+            elif board.now >= ticket.deadline and not self._is_patient(ticket):
+                board.refuse(ticket, ticket.fault or refusals.overdue(board, ticket))
             elif self._is_hopeless(model):
                 board.refuse(ticket, ticket.fault or refusals.put_aside(board, model))
             elif ticket.decide_by is not None and board.now >= ticket.decide_by:
                 self._decide(ticket)
+
+    def _is_patient(self, ticket: Ticket) -> bool:
+        """Whether it is an operator's load, and under way: however long a download takes."""
+        return ticket.is_operators and self._board.is_coming(ticket.model, ticket.node)
 
     def _is_hopeless(self, model: str) -> bool:
         """Whether it is ready only where not even a probe was answered, and on its way nowhere:
