@@ -133,6 +133,14 @@ def test_an_unload_without_a_node_concerns_every_node():
     assert stage.done(2) == [Done("o1")]
 
 
+def test_the_story_of_an_unload_names_the_model_as_it_was_called():
+    stage = Stage()
+    stage.observe("a")
+    fault = refusal(stage.play(UnloadWanted("o1", "{x}")))
+    assert "'{x}'" in fault.message
+    assert [line.text for line in stage.conductor.story("o1")] == [fault.message]
+
+
 def test_an_operator_may_unload_what_is_pinned():
     stage = Stage(models=(ModelEntry(id="m", pinned=True),))
     stage.observe("a", model("m"))

@@ -95,7 +95,8 @@ class Upkeep:
 
     def _answer(self, request: str, fault: Fault | None) -> None:
         board = self._board
-        board.requests.note(request, board.now, fault.message if fault else "unloaded")
+        said = fault.message if fault is not None else "unloaded"
+        board.requests.note(request, board.now, "{}", said)
         board.out.append(Done(request) if fault is None else Refuse(request, fault))
 
     # nodes
