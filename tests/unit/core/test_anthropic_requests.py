@@ -299,6 +299,27 @@ def test_citations_that_are_wanted_are_listed(block: dict[str, Any], is_listed: 
         assert ("messages.citations" in translated(messages=[turn]).ignored) is is_listed
 
 
+def test_of_what_a_tool_returned_and_cannot_be_shown_the_model_is_told() -> None:
+    pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf"}}
+    parts = [text("here"), {"type": "image", "source": {"type": "base64"}}, pdf]
+    result = {"type": "tool_result", "tool_use_id": "t", "content": parts}
+    translation = translated(messages=[user(result)])
+    (message,) = json.loads(translation.chat)["messages"]
+    assert message["content"].split("\n") == [
+        "here",
+        "[The tool returned an image, which you cannot see: you read only text.]",
+        "[The tool returned a document, which you cannot see: you read only text.]",
+    ]
+    assert translation.ignored == ("messages.tool_result.document", "messages.tool_result.image")
+
+
+def test_tools_that_a_search_found_are_named_to_the_model() -> None:
+    found = [{"type": "tool_reference", "tool_name": name} for name in ("Fetch", "Grep")]
+    result = {"type": "tool_result", "tool_use_id": "t", "content": found}
+    (message,) = messages_of(user(result))
+    assert message["content"] == "Found the tool Fetch\nFound the tool Grep"
+
+
 def asked(**block: Any) -> dict[str, Any]:
     return {"messages": [user(block)]}
 
@@ -346,7 +367,7 @@ REFUSED: list[tuple[dict[str, Any], type[CortexError], str]] = [
         "messages[0].content[0].source",
     ),
     (
-        asked(type="tool_result", tool_use_id="t", content=[{"type": "image"}]),
+        asked(type="tool_result", tool_use_id="t", content=[{"type": "video"}]),
         UnsupportedParameter,
         "messages[0].content[0].content[0]",
     ),

@@ -112,6 +112,17 @@ def test_reasoning_text_and_calls_that_follow_one_another_are_one_turn() -> None
     ]
 
 
+def test_of_what_a_tool_returned_and_cannot_be_shown_the_model_is_told() -> None:
+    image = {"type": "input_image", "image_url": "data:,"}
+    output = {"type": "function_call_output", "call_id": "c", "output": [image]}
+    translation = translated(input=[output])
+    (message,) = json.loads(translation.chat)["messages"]
+    assert message["content"] == (
+        "[The tool returned an image, which you cannot see: you read only text.]"
+    )
+    assert translation.ignored == ("input.output.input_image",)
+
+
 def test_a_second_text_of_the_assistant_is_a_turn_of_its_own() -> None:
     said = {"role": "assistant", "content": "one"}
     assert messages_of(said, {"role": "assistant", "content": "two"}) == [
@@ -315,6 +326,7 @@ REFUSED: list[tuple[dict[str, Any], type[CortexError], str]] = [
     ({"previous_response_id": "resp_x"}, NotFound, "previous_response_id"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, NotFound, "input[0].id"),
     ({"input": [{"type": "item_reference"}]}, InvalidRequest, "input[0].id"),
+    ({"input": [{"type": []}]}, UnsupportedParameter, "input[0]"),
     ({"input": [{"type": "image_generation_call"}]}, UnsupportedParameter, "input[0]"),
     ({"input": [{"role": "robot", "content": ""}]}, InvalidRequest, "input[0].role"),
     ({"input": [{"role": "user", "content": 3}]}, InvalidRequest, "input[0].content"),

@@ -7,6 +7,7 @@ order of the blocks. An assistant's blocks are one message.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -14,8 +15,9 @@ import msgspec
 from cortex_core.errors import InvalidRequest, UnsupportedParameter
 from cortex_core.translate.fields import string
 from cortex_core.translate.seal import opened
+from cortex_core.translate.unseen import is_unseen, told_of, unseen_kinds
 
-__all__ = ["ATTRIBUTION", "chat_messages", "system_text", "wants_citations"]
+__all__ = ["ATTRIBUTION", "chat_messages", "system_text", "unseen_results", "wants_citations"]
 
 Block = dict[str, Any]
 
@@ -79,6 +81,15 @@ def _wants_citations(content: Any) -> bool:
         elif isinstance(citations, dict) and citations.get("enabled"):
             return True
     return False
+
+
+def unseen_results(messages: Iterable[dict[str, Any]]) -> list[str]:
+    """Kinds of blocks that tools returned and a model is told of instead of shown."""
+    contents = (message.get("content") for message in messages)
+    blocks = chain.from_iterable(each for each in contents if isinstance(each, list))
+    return unseen_kinds(
+        block.get("content") for block in blocks if block.get("type") == "tool_result"
+    )
 
 
 def _said(blocks: list[Block], at: str) -> dict[str, Any]:
@@ -145,10 +156,21 @@ def _asked(blocks: list[Block], at: str) -> list[dict[str, Any]]:
 
 def _result(block: Block, at: str) -> dict[str, Any]:
     """A chat has no mark for a tool that failed, so its words say it."""
-    text = "\n".join(_texts(block.get("content"), f"{at}.content"))
+    here = f"{at}.content"
+    parts = enumerate(_blocks(block.get("content"), here))
+    text = "\n".join(_returned(part, f"{here}[{index}]") for index, part in parts)
     if block.get("is_error"):
         text = f"Error: {text}"
     return {"role": "tool", "tool_call_id": string(block, "tool_use_id", at), "content": text}
+
+
+def _returned(block: Block, at: str) -> str:
+    """What a tool returned; that may be other tools, which are all offered from the start here."""
+    if is_unseen(block):
+        return told_of(block)
+    if block.get("type") == "tool_reference":
+        return f"Found the tool {string(block, 'tool_name', at)}"
+    return _text(block, at)
 
 
 def _texts(content: Any, at: str) -> list[str]:

@@ -9,7 +9,12 @@ import msgspec
 from cortex_core.envelopes.anthropic import MessagesRequest, decode_messages_request
 from cortex_core.errors import InvalidRequest, UnsupportedParameter
 from cortex_core.translate.anthropic import AnthropicTranslation
-from cortex_core.translate.anthropic_input import chat_messages, system_text, wants_citations
+from cortex_core.translate.anthropic_input import (
+    chat_messages,
+    system_text,
+    unseen_results,
+    wants_citations,
+)
 from cortex_core.translate.fields import unread_of_tools
 from cortex_core.translate.names import Names
 
@@ -50,6 +55,7 @@ def translate_messages(
         ignored += unread_of_tools(request.tools, _TOOL_KEYS)
     if wants_citations(request.messages):
         ignored.append("messages.citations")
+    ignored += [f"messages.tool_result.{kind}" for kind in unseen_results(request.messages)]
     _choose(request, chat)
     for theirs, ours in (
         ("max_tokens", "max_completion_tokens"),

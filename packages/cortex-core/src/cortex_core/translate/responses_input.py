@@ -15,8 +15,9 @@ from cortex_core.errors import InvalidRequest, NotFound, UnsupportedParameter
 from cortex_core.translate.fields import string
 from cortex_core.translate.responses_tools import function_name
 from cortex_core.translate.seal import opened
+from cortex_core.translate.unseen import is_unseen, told_of, unseen_kinds
 
-__all__ = ["Item", "chat_messages"]
+__all__ = ["Item", "chat_messages", "unseen_outputs"]
 
 Item = dict[str, Any]
 
@@ -40,6 +41,11 @@ def chat_messages(
             item = _recalled(item, recall, at)
         _READERS[_kind(item, at)](turns, item, at)
     return turns.messages
+
+
+def unseen_outputs(items: Iterable[Item]) -> list[str]:
+    """Kinds of content that tools returned and a model is told of instead of shown."""
+    return unseen_kinds(item.get("output") for item in items)
 
 
 class _Turns:
@@ -98,9 +104,18 @@ def _call(turns: _Turns, item: Item, at: str, arguments: str) -> None:
 
 
 def _call_output(turns: _Turns, item: Item, at: str) -> None:
-    content = _content(item.get("output"), f"{at}.output")
+    output = item.get("output")
+    if isinstance(output, list):
+        output = [_returned(part) for part in output]
+    content = _content(output, f"{at}.output")
     call_id = string(item, "call_id", at)
     turns.add({"role": "tool", "tool_call_id": call_id, "content": content})
+
+
+def _returned(part: Any) -> Any:
+    if isinstance(part, dict) and is_unseen(part):
+        return {"type": "input_text", "text": told_of(part)}
+    return part
 
 
 _READERS: dict[str, Callable[[_Turns, Item, str], None]] = {
@@ -115,7 +130,7 @@ _READERS: dict[str, Callable[[_Turns, Item, str], None]] = {
 
 def _kind(item: Item, at: str) -> str:
     kind = item.get("type", "message")
-    if kind not in _READERS and kind != "item_reference":
+    if not isinstance(kind, str) or (kind not in _READERS and kind != "item_reference"):
         raise UnsupportedParameter(f"{at}: an item of type {kind!r} is unsupported", param=at)
     return kind
 

@@ -14,7 +14,7 @@ from cortex_core.envelopes.openai_responses import (
 )
 from cortex_core.errors import InvalidRequest, NotFound, UnsupportedParameter
 from cortex_core.translate.responses import ResponsesTranslation
-from cortex_core.translate.responses_input import Item, chat_messages
+from cortex_core.translate.responses_input import Item, chat_messages, unseen_outputs
 from cortex_core.translate.responses_tools import function_name, offered
 
 __all__ = ["Memory", "NoMemory", "translate_responses"]
@@ -66,6 +66,7 @@ def translate_responses(
     chat["messages"] += chat_messages(given, memory.item)
     if not chat["messages"]:
         raise InvalidRequest("input: all of it is empty", param="input")
+    ignored += [f"input.output.{kind}" for kind in unseen_outputs(given)]
     offer = offered(request.tools)
     ignored += offer.ignored
     if offer.functions:
