@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cortex_core.errors import Fault
-from tests.fleet.conftest import Rig, eventually, running_rig
+from tests.fleet.conftest import Rig, config_of, eventually, running_rig, spawn_gateway
 from tests.fleet.scripted_neuron import Call, ScriptedNeuron, chunks_of, completion
 from tests.fleet.shelf import ROOM_BYTES
 
@@ -158,7 +158,12 @@ async def test_an_unload_of_what_nobody_has_is_a_404(rig: Rig) -> None:
 
 async def test_a_drained_node_gets_nothing_new_until_it_is_undrained(rig: Rig) -> None:
     reply = await rig.ask("POST", "/admin/nodes/a/drain")
-    assert json.loads(reply.body) == {"node": "a", "drained": True, "not_told": None}
+    assert json.loads(reply.body) == {
+        "node": "a",
+        "drained": True,
+        "kept": False,
+        "not_told": None,
+    }
     assert rig.a.shelf.said == [("drain", "")]
     assert (await rig.fleet())["a"]["drained"] is True
     assert (await rig.chat("m")).headers["x-cortex-node"] == "b"
@@ -194,7 +199,7 @@ async def test_a_pin_is_shown_until_it_is_taken_out(rig: Rig) -> None:
         return json.loads((await rig.ask("GET", "/admin/fleet")).body)["pinned"]
 
     reply = await rig.ask("POST", "/admin/models/pin", {"model": "m"})
-    assert json.loads(reply.body) == {"model": "m", "pinned": True}
+    assert json.loads(reply.body) == {"model": "m", "pinned": True, "kept": False}
     assert await pinned() == ["m"]
     await rig.ask("POST", "/admin/models/unpin", {"model": "m"})
     assert await pinned() == []
@@ -301,6 +306,36 @@ async def test_what_an_operator_said_outlives_the_gateway(tmp_path: Path) -> Non
             assert view["pinned"] == ["m"]
             assert [node["drained"] for node in view["nodes"]] == [True, False]
             assert (await rig.chat("m")).headers["x-cortex-node"] == "b"
+
+
+async def test_what_cannot_be_written_is_told_not_to_be_kept(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with (
+        ScriptedNeuron("a", "m") as a,
+        running_rig(tmp_path, [a], state_dir=str(state)) as rig,
+    ):
+        await rig.until_reachable("a")
+        for path, body in (("models/pin", {"model": "m"}), ("nodes/a/drain", {})):
+            reply = await rig.ask("POST", f"/admin/{path}", body)
+            assert json.loads(reply.body)["kept"] is True
+        (state / "cortex.db").unlink()
+        (state / "cortex.db").mkdir()
+        for path, body in (("models/unpin", {"model": "m"}), ("nodes/a/undrain", {})):
+            reply = await rig.ask("POST", f"/admin/{path}", body)
+            assert (reply.status, json.loads(reply.body)["kept"]) == (200, False)
+        await asyncio.to_thread(rig.daemon.wait_log, "the state is not kept")
+
+
+async def test_a_state_file_out_of_reach_keeps_a_gateway_from_starting_without_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "cortex.db").mkdir()
+    config = tmp_path / "cortex.toml"
+    config.write_text(config_of([], state_dir=str(tmp_path)), "utf-8")
+    daemon = spawn_gateway(config)
+    assert await asyncio.to_thread(daemon.wait, 30) == 2
+    assert daemon.log.startswith("error: gateway.state_dir: cannot read ")
+    assert (tmp_path / "cortex.db").is_dir()
 
 
 async def test_a_gateway_that_is_stopping_takes_no_orders(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cortex_core.config.loader import ConfigError
 from cortex_core.fleet.ledger import LedgerRow
+from cortex_gateway import statefile
 from cortex_gateway.statefile import Kept, StateFile
 
 KEPT = Kept((LedgerRow("m", "a", "cpu", "{}", 1000, 0.5),), ("m",), ("b",))
@@ -55,6 +56,31 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_begun_anew(
     assert "set aside" in caplog.text
     assert file.write(KEPT)
     assert file.read() == KEPT
+
+
+def test_a_file_that_somebody_holds_is_waited_for_and_then_refused_but_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statefile, "LOCKED_S", 0.05)
+    file = StateFile(tmp_path)
+    file.write(KEPT)
+    holder = sqlite3.connect(file.path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(ConfigError, match=r"gateway\.state_dir: cannot read .* is locked"):
+        file.read()
+    assert not file.write(Kept())
+    holder.close()
+    assert file.read() == KEPT
+    assert [path.name for path in tmp_path.iterdir()] == [statefile.FILE]
+
+
+def test_a_file_that_cannot_be_opened_is_refused_but_left_alone(tmp_path: Path) -> None:
+    file = StateFile(tmp_path)
+    file.path.unlink()
+    file.path.mkdir()
+    with pytest.raises(ConfigError, match=r"cannot read .*: unable to open"):
+        file.read()
+    assert file.path.is_dir()
 
 
 def test_a_file_that_cannot_be_written_is_complained_about(

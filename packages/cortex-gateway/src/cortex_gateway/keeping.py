@@ -45,25 +45,27 @@ class Keeping:
                 await self._task
             await self.save()
 
-    async def pin(self, model: str, is_pinned: bool) -> None:
-        """Returns once it is written."""
+    async def pin(self, model: str, is_pinned: bool) -> bool:
+        """Whether the next process will know; returns once it is written."""
         self._fleet.handle(PinWanted(model, is_pinned))
-        await self.save()
+        return await self.save()
 
-    async def drain(self, node: str, is_draining: bool) -> None:
+    async def drain(self, node: str, is_draining: bool) -> bool:
+        """As `pin`."""
         self._fleet.handle(DrainWanted(node, is_draining))
-        await self.save()
+        return await self.save()
 
-    async def save(self) -> None:
-        """Write what has changed, if anything has."""
+    async def save(self) -> bool:
+        """Write what has changed, if anything has. Whether all of it is in the file."""
         if self._file is None:
-            return
+            return False
         async with self._writing:
             conductor = self._fleet.conductor
             ledger = tuple(conductor.ledger.export())
             kept = Kept(ledger, tuple(sorted(conductor.pins)), tuple(sorted(conductor.drained)))
             if kept != self._written and await asyncio.to_thread(self._file.write, kept):
                 self._written = kept
+            return kept == self._written
 
     async def _save_often(self) -> None:
         while True:

@@ -1,8 +1,9 @@
 """What a gateway keeps beyond its process: what loads were measured to take, pins and drains.
 
-One small SQLite file, read at the start and rewritten whole when something has changed. It is
-never worth more than the service: a file that cannot be read is set aside, and one that cannot be
-written is complained about.
+One small SQLite file, read at the start and rewritten whole when something has changed. A file that
+is broken is set aside, and one that cannot be written is complained about: it is not worth more
+than the service. One that is sound but out of reach stays as it is, and the start is refused: what
+would be served without it would soon be written over it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from cortex_core.fleet.ledger import LedgerRow
 __all__ = ["Kept", "StateFile"]
 
 FILE = "cortex.db"
+
+# How long somebody else (a backup, say) may hold the file; nothing of it takes long.
+LOCKED_S = 5.0
+
 SCHEMA = 1
 _TABLES = """
 CREATE TABLE ledger (
@@ -30,6 +35,15 @@ CREATE TABLE ledger (
 CREATE TABLE pins (model TEXT PRIMARY KEY) STRICT;
 CREATE TABLE drains (node TEXT PRIMARY KEY) STRICT;
 """
+
+_BROKEN = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_ERROR,  # a table or column that is not there
+    }
+)
+"""What SQLite says of files that no retry would mend."""
 
 _log = logging.getLogger("cortex.state")
 
@@ -59,17 +73,21 @@ class StateFile:
             ) from None
 
     def read(self) -> Kept:
-        """What was written last; nothing when that cannot be read, and then the file is renamed."""
+        """What was written last; nothing where the file is broken, and then it is renamed. Raises
+        ConfigError where it cannot be opened, or is locked for LOCKED_S."""
         try:
             return self._read()
         except (sqlite3.Error, msgspec.ValidationError) as error:
+            if not _is_broken(error):
+                problem = f"cannot read {self.path}: {error}"
+                raise ConfigError("gateway.state_dir", None, problem) from None
             aside = self.path.with_suffix(".unreadable")
             self.path.replace(aside)
             _log.warning('"the state file is set aside" file=%s cause="%s"', aside, error)
             return Kept()
 
     def _read(self) -> Kept:
-        with closing(sqlite3.connect(self.path)) as database:
+        with closing(self._connect()) as database:
             (schema,) = database.execute("PRAGMA user_version").fetchone()
             if schema == 0 and not database.execute("SELECT * FROM sqlite_schema").fetchall():
                 return Kept()  # a file that has only just been made
@@ -86,12 +104,15 @@ class StateFile:
     def write(self, kept: Kept) -> bool:
         """Replace everything, or nothing and complain. Whether it is written."""
         try:
-            with closing(sqlite3.connect(self.path)) as database, database:
+            with closing(self._connect()) as database, database:
                 self._write(database, kept)
         except sqlite3.Error as error:
             _log.warning('"the state is not kept" file=%s cause="%s"', self.path, error)
             return False
         return True
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=LOCKED_S)
 
     def _write(self, database: sqlite3.Connection, kept: Kept) -> None:
         (schema,) = database.execute("PRAGMA user_version").fetchone()
@@ -106,6 +127,12 @@ class StateFile:
         )
         database.executemany("INSERT INTO pins VALUES (?)", [(model,) for model in kept.pins])
         database.executemany("INSERT INTO drains VALUES (?)", [(node,) for node in kept.drains])
+
+
+def _is_broken(error: Exception) -> bool:
+    """Rather than out of reach. An error without a code is not SQLite's but about what it gave."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code & 0xFF in _BROKEN  # extended codes have the plain one in their last byte
 
 
 def _row(columns: tuple[str, ...], values: tuple[Any, ...]) -> LedgerRow:

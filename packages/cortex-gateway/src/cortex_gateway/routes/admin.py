@@ -162,12 +162,12 @@ async def reload(request: Request) -> Response:
 
 
 async def _drain(request: Request, *, is_draining: bool) -> Response:
-    """This gateway sends the node nothing new, and remembers; the node, where it can be told,
-    refuses what other gateways send."""
+    """This gateway sends the node nothing new, also after a restart if that is `kept`; the node,
+    where it can be told, refuses what other gateways send."""
     _refuse_when_stopping(request)
     gateway: Gateway = request.app.state.gateway
     node = _check_node(gateway, request.path_params["node"])
-    await gateway.keeping.drain(node, is_draining)
+    is_kept = await gateway.keeping.drain(node, is_draining)
     told: str | None = None
     try:
         reply = await _hand_on(request, node, "POST", "/drain" if is_draining else "/undrain", {})
@@ -175,7 +175,7 @@ async def _drain(request: Request, *, is_draining: bool) -> Response:
             told = f"the node answered HTTP {reply.status_code}"
     except CortexError as error:
         told = error.message
-    return answer({"node": node, "drained": is_draining, "not_told": told})
+    return answer({"node": node, "drained": is_draining, "kept": is_kept, "not_told": told})
 
 
 async def _pin(request: Request, *, is_pinned: bool) -> Response:
@@ -185,8 +185,8 @@ async def _pin(request: Request, *, is_pinned: bool) -> Response:
     model = gateway.fleet.known(asked.model)
     if model is None:
         raise _unknown(gateway, asked.model)
-    await gateway.keeping.pin(model, is_pinned)
-    return answer({"model": model, "pinned": is_pinned})
+    is_kept = await gateway.keeping.pin(model, is_pinned)
+    return answer({"model": model, "pinned": is_pinned, "kept": is_kept})
 
 
 # reading
