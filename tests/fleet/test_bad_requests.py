@@ -183,6 +183,24 @@ async def test_every_good_answer_has_a_request_id(rig: Rig) -> None:
         assert (reply.status, reply.headers["x-request-id"]) == (200, "mine")
 
 
+@pytest.mark.parametrize("name", ["X-Include-Thinking", "X-Cortex-Priority"])
+async def test_a_control_character_in_a_header_that_goes_to_the_neuron_is_named(
+    rig: Rig, name: str
+) -> None:
+    reader, writer = await asyncio.open_connection(*rig.url.removeprefix("http://").split(":"))
+    body = b'{"model":"m"}'
+    lines = [f"POST {CHAT} HTTP/1.1", "Host: x", f"{name}: 1\x01", f"Content-Length: {len(body)}"]
+    writer.write("\r\n".join([*lines, "Connection: close"]).encode() + b"\r\n\r\n" + body)
+    head, _, answer = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 400")
+    error = json.loads(answer)["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", name.lower())
+    assert "a control character: '1\\x01'" in error["message"]
+    assert not rig.a.calls
+    assert not rig.b.calls
+
+
 async def test_any_content_type_will_do(rig: Rig) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=x"):
         headers = {"content-type": kind}

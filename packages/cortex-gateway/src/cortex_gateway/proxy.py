@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
@@ -22,6 +23,7 @@ from cortex_core.errors import (
     CortexError,
     Fault,
     InternalError,
+    InvalidRequest,
     MethodNotAllowed,
     NodeUnavailable,
     NotFound,
@@ -35,7 +37,7 @@ from cortex_gateway.admission import Admission
 from cortex_gateway.answer import NodeFault, kind_of
 from cortex_gateway.caller import caller_of
 from cortex_gateway.dialects import DIALECTS, Route
-from cortex_gateway.edge import Send, has_body, id_headers, request_id_of
+from cortex_gateway.edge import Headers, Send, has_body, id_headers, request_id_of
 from cortex_gateway.fleet import Fleet, Seat
 from cortex_gateway.intake import decode_head, read_body, renamed
 from cortex_gateway.relay import Relay
@@ -59,6 +61,8 @@ FORWARDED = {
     b"x-include-thinking": "X-Include-Thinking",
     b"x-cortex-priority": "X-Cortex-Priority",
 }
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, 5.5
 
 _log = logging.getLogger("cortex.proxy")
 
@@ -228,10 +232,8 @@ class _Exchange:
             "Content-Type": "application/json",
             "X-Request-Id": request_id,
             "X-Cortex-Caller": caller,
+            **_forwarded(self._headers),
         }
-        for name, value in self._headers:
-            if name in FORWARDED:
-                headers[FORWARDED[name]] = value.decode("latin-1")
         await self._ask(Interest(request_id, head.model, caller, head.prefix), body, headers)
 
     async def _ask(self, interest: Interest, body: bytes, headers: dict[str, str]) -> None:
@@ -362,6 +364,20 @@ class _Loss:
     def is_ours(self) -> bool:
         """Whether the cancellation that came was for this and nothing else."""
         return self.cause is not None and self._task.uncancel() == 0
+
+
+def _forwarded(headers: Headers) -> dict[str, str]:
+    """Those of FORWARDED. Raises InvalidRequest that names one which HTTP has no place for."""
+    found = {}
+    for name, value in headers:
+        if name in FORWARDED:
+            if _CONTROL.search(value):
+                raise InvalidRequest(
+                    f"{name.decode()}: has a control character: {value[:100].decode('latin-1')!r}",
+                    param=name.decode(),
+                )
+            found[FORWARDED[name]] = value.decode("latin-1")
+    return found
 
 
 async def _translated(translate: Callable[[bytes], Translation], body: bytes) -> Translation:
