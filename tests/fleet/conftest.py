@@ -89,6 +89,16 @@ class Rig:
 
         await eventually(is_so)
 
+    def open_files(self) -> int:
+        """How many the gateway has, connections among them."""
+        return len(list(Path(f"/proc/{self.daemon.pid}/fd").iterdir()))
+
+    async def until_open_files(self, at_most: int) -> None:
+        async def are_few() -> bool:
+            return self.open_files() <= at_most
+
+        await eventually(are_few)
+
     async def _is(self, node: str, claim: Callable[[dict[str, Any]], bool]) -> bool:
         return claim((await self.fleet())[node])
 

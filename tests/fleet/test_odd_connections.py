@@ -147,6 +147,16 @@ async def test_what_comes_while_a_request_is_answered_is_answered_after_it(rig: 
     assert places == sorted(places)
 
 
+async def test_a_connection_that_its_client_has_closed_is_let_go(rig: Rig) -> None:
+    await rig.ask("GET", "/version")
+    before = rig.open_files()
+    for _ in range(20):
+        async with connection(rig) as (reader, writer):
+            writer.write(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asyncio.wait_for(reader.readuntil(b"}"), 10)
+    await rig.until_open_files(before)
+
+
 async def test_messages_in_one_go_are_answered_in_their_order(rig: Rig) -> None:
     rig.a.script = lambda call: call.stream(*chunks_of("hel", "lo", usage=True))
     async with connection(rig) as (reader, writer):

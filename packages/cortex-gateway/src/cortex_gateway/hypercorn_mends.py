@@ -1,4 +1,4 @@
-"""What hypercorn 0.18 gets wrong and a daemon of ours cannot live with, put right in its own classes.
+"""What hypercorn 0.18 gets wrong and we cannot live with, put right in its own classes.
 
 Each mend names its flaw. When a hypercorn without it is the oldest we allow, it goes.
 """
@@ -6,10 +6,16 @@ Each mend names its flaw. When a hypercorn without it is the oldest we allow, it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+import hypercorn.protocol
+from h2.errors import ErrorCodes
+from h2.events import RequestReceived
+from h2.exceptions import ProtocolError
 from hypercorn.asyncio import run
 from hypercorn.asyncio.tcp_server import TCPServer
-from hypercorn.events import Closed
+from hypercorn.events import Closed, Event, Updated
+from hypercorn.protocol import events, h2
 from hypercorn.protocol.h11 import H11Protocol
 
 __all__ = ["mend"]
@@ -21,6 +27,8 @@ READ_AHEAD_BYTES = 64 * 1024
 def mend() -> None:
     """Whatever hypercorn serves in this process from now on is served by the classes below."""
     run.TCPServer = _Connection  # type: ignore[misc]
+    hypercorn.protocol.H2Protocol = _Http2  # type: ignore[misc]
+    h2.StreamBuffer = _StreamBuffer  # type: ignore[misc]
 
 
 class _HungUp(Exception):
@@ -28,8 +36,11 @@ class _HungUp(Exception):
 
 
 class _Connection(TCPServer):
-    """Flaw: with one byte beyond a request (an old client's CRLF, the next request) hypercorn
-    reads no more until that request is answered, and cannot see that its client has left."""
+    """Flaws: with one byte beyond a request (an old client's CRLF, the next request) hypercorn
+    reads no more until that request is answered, and cannot see that its client has left. When
+    it does see it, it keeps the connection until an idle one would be closed."""
+
+    _has_ended = False
 
     async def _read_data(self) -> None:
         protocol = self.protocol.protocol
@@ -39,6 +50,13 @@ class _Connection(TCPServer):
             await super()._read_data()
         except _HungUp:
             await self.protocol.handle(Closed())
+        finally:
+            self._has_ended = True
+            await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._has_ended and isinstance(event, Updated)):  # whether it is idle
+            await super().protocol_send(event)
 
 
 class _Turn:
@@ -84,3 +102,54 @@ class _Turn:
                 return
             room -= len(data)
             self._protocol.connection.receive_data(data)
+
+
+class _StreamBuffer(h2.StreamBuffer):
+    """Flaw: a buffer that gives nothing away, because the client's window is shut, asks for more.
+    It then takes in whatever the app can produce."""
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < h2.BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing will be added."""
+        return self._complete
+
+
+class _Http2(h2.H2Protocol):
+    async def handle(self, event: Event) -> None:
+        """Flaw: at the connection's end, who waits for room in a buffer goes on waiting, and the
+        connection is never let go."""
+        if isinstance(event, Closed):
+            for buffer in list(self.stream_buffers.values()):
+                await buffer.close()
+        await super().handle(event)
+
+    async def stream_send(self, event: events.Event) -> None:
+        """Flaw: an answer that is left unfinished leaves its client waiting for the rest."""
+        if isinstance(event, events.StreamClosed):
+            buffer = self.stream_buffers.get(event.stream_id)
+            if isinstance(buffer, _StreamBuffer) and not buffer.is_finished:
+                await self._reset(event.stream_id, ErrorCodes.INTERNAL_ERROR)
+                await buffer.close()
+                await self._window_updated(event.stream_id)  # its sender finds out, and drops it
+        await super().stream_send(event)
+
+    async def _create_stream(self, request: RequestReceived) -> None:
+        """Flaw: a CONNECT, which has no path, is the end of its connection."""
+        if any(name == b":path" for name, _ in request.headers):
+            await super()._create_stream(request)
+        else:
+            await self._reset(request.stream_id, ErrorCodes.CONNECT_ERROR)
+
+    async def _reset(self, stream: int, why: ErrorCodes) -> None:
+        with contextlib.suppress(ProtocolError):  # it has ended already
+            self.connection.reset_stream(stream, why)
+        await self._flush()
