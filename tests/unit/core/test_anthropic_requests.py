@@ -313,6 +313,20 @@ def test_of_what_a_tool_returned_and_cannot_be_shown_the_model_is_told() -> None
     assert translation.ignored == ("messages.tool_result.document", "messages.tool_result.image")
 
 
+def test_what_is_beside_a_result_is_from_the_tool_too() -> None:
+    pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf"}}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": "read"}
+    translation = translated(messages=[user(result, pdf)])
+    assert json.loads(translation.chat)["messages"] == [
+        {"role": "tool", "tool_call_id": "t", "content": "read"},
+        {
+            "role": "user",
+            "content": "[The tool returned a document, which you cannot see: you read only text.]",
+        },
+    ]
+    assert translation.ignored == ("messages.tool_result.document",)
+
+
 def test_tools_that_a_search_found_are_named_to_the_model() -> None:
     found = [{"type": "tool_reference", "tool_name": name} for name in ("Fetch", "Grep")]
     result = {"type": "tool_result", "tool_use_id": "t", "content": found}

@@ -7,7 +7,6 @@ order of the blocks. An assistant's blocks are one message.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 import msgspec
@@ -85,11 +84,16 @@ def _wants_citations(content: Any) -> bool:
 
 def unseen_results(messages: Iterable[dict[str, Any]]) -> list[str]:
     """Kinds of blocks that tools returned and a model is told of instead of shown."""
-    contents = (message.get("content") for message in messages)
-    blocks = chain.from_iterable(each for each in contents if isinstance(each, list))
-    return unseen_kinds(
-        block.get("content") for block in blocks if block.get("type") == "tool_result"
-    )
+    contents = [each.get("content") for each in messages]
+    turns = [blocks for blocks in contents if isinstance(blocks, list) and _is_result(blocks)]
+    inner = [block.get("content") for blocks in turns for block in blocks]
+    return unseen_kinds([*turns, *inner])
+
+
+def _is_result(blocks: list[Block]) -> bool:
+    """Whether a tool's result is in it; what is beside one is from the tool, too. (Claude Code has
+    the pages of a PDF there.)"""
+    return any(block.get("type") == "tool_result" for block in blocks)
 
 
 def _said(blocks: list[Block], at: str) -> dict[str, Any]:
@@ -143,11 +147,14 @@ def _asked(blocks: list[Block], at: str) -> list[dict[str, Any]]:
             found.append({"role": "user", "content": texts[0] if len(texts) == 1 else parts})
             texts.clear()
 
+    is_result = _is_result(blocks)
     for index, block in enumerate(blocks):
         here = f"{at}[{index}]"
         if block.get("type") == "tool_result":
             flush()
             found.append(_result(block, here))
+        elif is_result and is_unseen(block):
+            texts.append(told_of(block))
         else:
             texts.append(_text(block, here))
     flush()
