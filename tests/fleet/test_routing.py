@@ -262,6 +262,23 @@ async def test_the_first_request_after_the_start_waits_for_first_contact(tmp_pat
         assert (await rig.chat("m")).status == 200
 
 
+async def test_a_model_whose_node_has_been_away_since_the_start_is_not_called_unknown(
+    tmp_path: Path,
+) -> None:
+    async with ScriptedNeuron("a", "m") as a, ScriptedNeuron("b", "only/b") as b:
+        await b.disappear()
+        async with running_rig(tmp_path, [a, b]) as rig:
+            reply = await rig.chat("only/b")
+            error = msgspec.json.decode(reply.body)["error"]
+            assert (reply.status, error["code"]) == (503, "node_unavailable")
+            assert "not heard of yet: b (connection refused)" in error["message"]
+            assert int(reply.headers["retry-after"]) > 0
+            await b.appear()
+            await rig.until_reachable("b")
+            assert (await rig.chat("only/b")).status == 200
+            assert (await rig.chat("only/c")).status == 404
+
+
 async def test_a_token_goes_to_the_neuron_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("right\n", "utf-8")

@@ -100,6 +100,20 @@ def test_an_unknown_model_is_refused_with_the_nearest_names_and_nobody_is_asked(
     assert "known models: mistral, qwen/qwen3-8b" in fault.message
 
 
+def test_a_model_is_not_called_unknown_while_a_node_has_never_spoken():
+    stage = Stage("a b c", models=("qwen/qwen3-8b",))
+    stage.observe("a")
+    stage.lose("b")
+    fault = refusal(stage.ask("r1", "qwen/qwen3-8"))
+    assert fault.code == "node_unavailable"
+    assert "has the model 'qwen/qwen3-8'; did you mean 'qwen/qwen3-8b'?" in fault.message
+    assert "not heard of yet: b (silent for 6 s), c (not contacted yet)" in fault.message
+    stage.observe("b")
+    stage.lose("b")
+    stage.observe("c")
+    assert refusal(stage.ask("r2", "qwen/qwen3-8")).code == "model_not_found"
+
+
 def test_a_model_that_no_node_finds_is_unknown_too():
     stage = Stage("a b")
     stage.observe("a")

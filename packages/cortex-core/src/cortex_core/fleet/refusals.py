@@ -22,16 +22,23 @@ _MOST_NAMED = 20
 
 
 def unknown(board: Board, name: str) -> CortexError:
-    """Nobody has ever heard of the model."""
+    """Nobody has ever heard of the model. A node that has not spoken since the gateway began may
+    have it: then who asks should ask again, as after any node that is away."""
     if lost := _out_of_reach(board):
         return lost
     known = sorted({*board.catalogue.ids, *board.places})
     near = board.catalogue.near(name, held=board.places)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     listed = ", ".join(known[:_MOST_NAMED]) + (", …" if len(known) > _MOST_NAMED else "")
-    return ModelNotFound(
-        f"no node has the model {name!r}{hint}; known models: {listed or 'none'}", param="model"
-    )
+    listed = f"known models: {listed or 'none'}"
+    unheard = [node for node in board.topology.names if board.topology.state(node) is None]
+    if unheard:
+        nodes = ", ".join(f"{node} ({board.topology.cause(node)})" for node in unheard)
+        return NodeUnavailable(
+            f"no node heard of so far has the model {name!r}{hint}; {listed}; "
+            f"not heard of yet: {nodes}"
+        )
+    return ModelNotFound(f"no node has the model {name!r}{hint}; {listed}", param="model")
 
 
 def nowhere(board: Board, model: str, decision: NoPlacement) -> CortexError:
