@@ -137,6 +137,14 @@ def test_sequences_of_one_pool_go_together_whatever_their_lengths() -> None:
     assert trace == ["p0:0-30 p1:0-7 p2:0-122", "d0,1", "p2:122-250"]
 
 
+def test_a_second_prompt_of_a_pool_takes_no_more_than_the_first_left() -> None:
+    scheduler = Scheduler[Sequence](2048, 512, is_unified=True)
+    admit(scheduler, 0, prompt=535)
+    admit(scheduler, 1, prompt=2000)
+    trace = [run(scheduler) for _ in range(3)]
+    assert trace == ["p0:0-535 p1:0-1488", "d0", "p1:1488-2000"]
+
+
 # who is next
 
 
@@ -453,6 +461,42 @@ def test_a_chunk_fits_the_batch_and_leaves_no_odd_tile(
     assert sum(sizes) == prompt
     assert max(sizes) <= batch
     assert all(size >= min(64, prompt) for size in sizes[1:]) or batch < 128
+
+
+@given(
+    st.lists(st.integers(2, 3000), min_size=1, max_size=6),
+    st.sampled_from([8, 32, 64, 128, 200, 256, 512, 2048]),
+    st.sampled_from([5, 64, 128, 512]),
+    st.integers(0, 600),
+    st.booleans(),
+    st.booleans(),
+)
+def test_prompts_together_never_take_more_rows_than_a_batch_has(
+    prompts: list[int],
+    batch: int,
+    pass_size: int,
+    token_ms: int,
+    is_unified: bool,
+    somebody_runs: bool,
+) -> None:
+    scheduler = Scheduler[Sequence](
+        batch, min(pass_size, batch), max_step_ms=600, is_unified=is_unified
+    )
+    scheduler.measured(100, token_ms / 10)
+    if somebody_runs:
+        admit(scheduler, len(prompts), prompt=4, cached=4)
+    for slot, prompt in enumerate(prompts):
+        admit(scheduler, slot, prompt)
+    done = [0] * len(prompts)
+    while scheduler.prefilling:
+        found = scheduler.next()
+        assert found is not None
+        assert sum(chunk.stop - chunk.start for chunk in found.chunks) <= batch
+        for chunk in found.chunks:
+            assert done[chunk.sequence.slot] == chunk.start < chunk.stop
+            done[chunk.sequence.slot] = chunk.stop
+        scheduler.computed(found)
+    assert done == prompts
 
 
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=6), st.integers(8, 40), st.integers(5, 16))

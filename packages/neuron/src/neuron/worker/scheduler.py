@@ -213,7 +213,7 @@ class Scheduler(Generic[S]):
     def _chunks(self) -> list[Chunk[S]]:
         """The first prompt's next chunk, with as long a one of each other that joins its pass."""
         first = self.prefilling[0]
-        size = self._chunk_size(first, self._left)
+        size = self._chunk_size(first, self._left, self.batch)
         room = min(self.pass_size, self._left) // size
         together = [first]
         if not first.stops:
@@ -233,16 +233,17 @@ class Scheduler(Generic[S]):
         for sequence in self.prefilling:
             if chunks and left < min(TILE, sequence.prompt_size - sequence.computed):
                 break
-            size = self._chunk_size(sequence, left)
+            size = self._chunk_size(sequence, left, left if chunks else self.batch)
             chunks.append(Chunk(sequence, sequence.computed, sequence.computed + size))
             left -= size
             if left < 2:
                 break
         return chunks
 
-    def _chunk_size(self, sequence: S, left: int) -> int:
-        """As much as the budget has left, but so that what remains is whole tiles: the odd ones are
-        computed first, where they attend over least. Below a tile, so that no pass is left with a
+    def _chunk_size(self, sequence: S, left: int, room: int) -> int:
+        """As much as the budget has `left`, but so that what remains is whole tiles: the odd ones
+        are computed first, where they attend over least. A tile over the budget, if need be, but
+        never more than the batch has `room` for. Below a tile, so that no pass is left with a
         single token, which has matrix kernels of its own: where it must be, one token over the
         budget."""
         remaining = sequence.prompt_size - sequence.computed
@@ -253,7 +254,7 @@ class Scheduler(Generic[S]):
             size = left - (left - remaining) % TILE
             if size < TILE or size + TILE <= left + left // 8:
                 size += TILE  # a little over the budget, sooner than far below it
-            if size % self.pass_size == 1 or size > self.batch:
+            if size % self.pass_size == 1 or size > room:
                 size -= TILE
             if size >= 2:
                 return size
