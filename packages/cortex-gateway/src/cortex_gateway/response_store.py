@@ -1,8 +1,8 @@
 """Responses that a later request may go on from: one bounded SQLite table, in a file or in memory.
 
 A response is kept with the whole conversation before it, so it does not depend on older ones that
-may be gone. Writing happens on a thread of the store's own; what is being written can be read
-already.
+may be gone. Writing happens on a thread of the store's own, and costs the same however many are
+kept; what is being written can be read already.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ from cortex_core.translate.responses_input import Item
 __all__ = ["ResponseStore", "Stored"]
 
 FILE = "responses.db"
-_TABLES = """
-CREATE TABLE IF NOT EXISTS responses (
-    id TEXT PRIMARY KEY, kept_at REAL NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL
+SCHEMA = 1
+_TABLES = f"""
+CREATE TABLE responses (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+    kept_at REAL NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL
 ) STRICT;
-CREATE INDEX IF NOT EXISTS responses_by_age ON responses (kept_at);
-CREATE TABLE IF NOT EXISTS items (
-    id TEXT PRIMARY KEY, response TEXT NOT NULL REFERENCES responses ON DELETE CASCADE
-) STRICT;
-CREATE INDEX IF NOT EXISTS items_by_response ON items (response);
+CREATE INDEX responses_by_age ON responses (kept_at, number, size);
+CREATE TABLE items (
+    id TEXT NOT NULL, response INTEGER NOT NULL REFERENCES responses ON DELETE CASCADE,
+    PRIMARY KEY (id, response)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX items_by_response ON items (response);
+PRAGMA user_version = {SCHEMA};
 """
 
 _log = logging.getLogger("cortex.responses")
@@ -73,9 +77,14 @@ class ResponseStore:
         self._fresh: dict[str, Stored] = {}  # being written
         self._writer = ThreadPoolExecutor(1, "responses")
         self._database = _open(folder)
+        # A file is read through a connection of its own: one that is writing makes readers wait.
+        self._reader = self._database if folder is None else _connect(folder / FILE)
+        (self._bytes,) = self._database.execute(
+            "SELECT coalesce(sum(size), 0) FROM responses"
+        ).fetchone()
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._database.close)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._close)
         self._writer.shutdown()
 
     def keep(self, response: dict[str, Any], conversation: list[Item]) -> None:
@@ -91,11 +100,7 @@ class ResponseStore:
         """A look into an index: tens of microseconds, and the unpacking."""
         if fresh := self._fresh.get(name):
             return fresh
-        row = self._database.execute(
-            "SELECT body FROM responses WHERE id = ? AND kept_at > ?",
-            (name, self._now() - self._ttl_s),
-        ).fetchone()
-        return None if row is None else _decoder.decode(zlib.decompress(row[0]))
+        return self._read("id = :name", name)
 
     async def forget(self, name: str) -> bool:
         """Whether it was there."""
@@ -112,37 +117,65 @@ class ResponseStore:
         for stored in list(self._fresh.values()):  # a long translation has a thread of its own
             if found := _named(name, stored):
                 return found
-        row = self._database.execute("SELECT response FROM items WHERE id = ?", (name,)).fetchone()
-        stored = None if row is None else self.find(row[0])
+        # Its first response is the one with the shortest conversation.
+        stored = self._read(
+            "number = (SELECT response FROM items JOIN responses ON number = response "
+            "WHERE items.id = :name AND kept_at > :too_old ORDER BY response LIMIT 1)",
+            name,
+        )
         return None if stored is None else _named(name, stored)
+
+    def _read(self, which: str, name: str) -> Stored | None:
+        row = self._reader.execute(
+            f"SELECT body FROM responses WHERE {which} AND kept_at > :too_old",
+            {"name": name, "too_old": self._now() - self._ttl_s},
+        ).fetchone()
+        return None if row is None else _decoder.decode(zlib.decompress(row[0]))
 
     # on the store's thread
 
     def _write(self, name: str, stored: Stored) -> None:
         body = zlib.compress(_encode(stored), 1)
-        items = [(item["id"], name) for item in stored.items if isinstance(item.get("id"), str)]
+        items = {item["id"] for item in stored.items if isinstance(item.get("id"), str)}
         try:
             with self._database as database:
-                database.execute(
-                    "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)",
+                number = database.execute(
+                    "INSERT INTO responses (id, kept_at, size, body) VALUES (?, ?, ?, ?)",
                     (name, self._now(), len(body), body),
+                ).lastrowid
+                database.executemany(
+                    "INSERT INTO items VALUES (?, ?)", [(item, number) for item in items]
                 )
-                database.executemany("INSERT OR REPLACE INTO items VALUES (?, ?)", items)
-                self._make_room(database)
+                left = self._make_room(database, self._bytes + len(body))
+            self._bytes = left
         except sqlite3.Error as error:
             _log.warning('"a response is not kept" id=%s cause="%s"', name, error)
 
-    def _make_room(self, database: sqlite3.Connection) -> None:
-        database.execute("DELETE FROM responses WHERE kept_at <= ?", (self._now() - self._ttl_s,))
-        database.execute(
-            "DELETE FROM responses WHERE id IN (SELECT id FROM (SELECT id, sum(size) OVER "
-            "(ORDER BY kept_at DESC, rowid DESC) AS newer FROM responses) WHERE newer > ?)",
-            (self._most_bytes,),
-        )
+    def _make_room(self, database: sqlite3.Connection, size: int) -> int:
+        """Delete what is too old or too much, the oldest first. `size`: of all; returns what is
+        left of it."""
+        too_old = self._now() - self._ttl_s
+        gone: list[tuple[int]] = []
+        for number, kept_at, its_size in database.execute(
+            "SELECT number, kept_at, size FROM responses ORDER BY kept_at, number"
+        ):
+            if kept_at > too_old and size <= self._most_bytes:
+                break
+            gone.append((number,))
+            size -= its_size
+        database.executemany("DELETE FROM responses WHERE number = ?", gone)
+        return size
+
+    def _close(self) -> None:
+        self._reader.close()
+        self._database.close()
 
     def _delete(self, name: str) -> bool:
         with self._database as database:
-            return database.execute("DELETE FROM responses WHERE id = ?", (name,)).rowcount > 0
+            gone = database.execute("DELETE FROM responses WHERE id = ? RETURNING size", (name,))
+            sizes = [size for (size,) in gone]
+        self._bytes -= sum(sizes)
+        return bool(sizes)
 
 
 def _named(name: str, stored: Stored) -> Item | None:
@@ -150,33 +183,43 @@ def _named(name: str, stored: Stored) -> Item | None:
 
 
 def _open(folder: Path | None) -> sqlite3.Connection:
-    """One connection for both threads, which SQLite serialises. A file that is no database of ours
-    is set aside."""
+    """A connection that threads may share. A file that is no database of ours is set aside."""
     path = None if folder is None else folder / FILE
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return _connect(path)
+            return _prepared(_connect(path))
         except sqlite3.DatabaseError as error:
             if path is None or isinstance(error, sqlite3.OperationalError):
                 raise
             aside = path.with_suffix(".unreadable")
             path.replace(aside)
+            path.with_name(FILE + "-wal").unlink(
+                missing_ok=True
+            )  # it would be taken for the new one's
             _log.warning('"the responses are set aside" file=%s cause="%s"', aside, error)
-            return _connect(path)
+            return _prepared(_connect(path))
     except (OSError, sqlite3.Error) as error:
         problem = f"cannot keep {path}: {error}"
         raise ConfigError("gateway.state_dir", None, problem) from None
 
 
 def _connect(path: Path | None) -> sqlite3.Connection:
-    database = sqlite3.connect(path or ":memory:", check_same_thread=False)
+    return sqlite3.connect(path or ":memory:", check_same_thread=False)
+
+
+def _prepared(database: sqlite3.Connection) -> sqlite3.Connection:
+    """With our tables. Raises sqlite3.DatabaseError."""
     try:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("PRAGMA foreign_keys = ON")
-        database.executescript(_TABLES)
+        (schema,) = database.execute("PRAGMA user_version").fetchone()
+        if schema == 0 and not database.execute("SELECT * FROM sqlite_schema").fetchall():
+            database.executescript(_TABLES)
+        elif schema != SCHEMA:
+            raise sqlite3.DatabaseError(f"its schema is {schema}, not {SCHEMA}")
     except BaseException:
         database.close()
         raise
