@@ -16,10 +16,11 @@ __all__ = ["pin", "unpin"]
 @click.argument("model")
 @url_option
 def pin(url: str, model: str) -> None:
-    """Never evict MODEL, wherever it is; it is not loaded by this. Remembered until
-    `cortex unpin`."""
+    """Let this gateway never evict MODEL, wherever it is; another gateway still may. It is not
+    loaded by this. Remembered until `cortex unpin`."""
     asyncio.run(_call(url, model, True))
-    console().print(plain(f"{model} makes room for nobody; `cortex unpin {model}` takes it back"))
+    kept = f"this gateway evicts {model} for nobody; `cortex unpin {model}` takes it back"
+    console().print(plain(kept))
 
 
 @click.command(short_help="Let a pinned model be evicted.")
