@@ -294,6 +294,16 @@ async def test_administration_with_a_listener_of_its_own_is_nowhere_else(tmp_pat
                 assert response.status == status
 
 
+async def test_a_web_page_elsewhere_cannot_give_orders(rig: Rig) -> None:
+    """As a form of any page sends it: nothing that a browser would ask permission for."""
+    headers = {"origin": "https://evil.example", "content-type": "text/plain"}
+    for path in ("nodes/a/drain", "models/unload", "models/pin", "reload"):
+        reply = await rig.ask("POST", f"/admin/{path}", b'{"model": "m"}', headers=headers)
+        assert (reply.status, error_of(reply.body)["code"]) == (403, "forbidden")
+    assert (await rig.fleet())["a"]["drained"] is False
+    assert (await rig.ask("GET", "/admin/fleet", headers=headers)).status == 200
+
+
 async def test_what_an_operator_said_outlives_the_gateway(tmp_path: Path) -> None:
     settings = {"state_dir": str(tmp_path / "state")}
     async with ScriptedNeuron("a", "m") as a, ScriptedNeuron("b", "m") as b:

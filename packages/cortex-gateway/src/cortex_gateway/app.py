@@ -69,7 +69,7 @@ class Gateway:
             ttl_s=settings.responses_ttl_s,
             most_bytes=settings.responses_max_mb * 1024 * 1024,
         )
-        self.guard = Guard(settings.admin_token_file)
+        self.guard = Guard(settings.admin_token_file, settings.cors_origins)
         self.upstream = Upstream(config.neurons, settings.connect_timeout_s)
         names = [entry.name for entry in config.neurons]
         conductor = Conductor(Catalogue.of(self._models), Policy.of(config), names)

@@ -320,7 +320,7 @@ def _guarded(path: str, endpoint: Endpoint, method: str = "GET") -> Route:
     """For whoever has the token, where one is configured."""
 
     async def guarded(request: Request) -> Response:
-        request.app.state.gateway.guard.check(request.headers.get("authorization"))
+        request.app.state.gateway.guard.check(request.method, request.headers)
         return await endpoint(request)
 
     return Route(path, guarded, methods=[method])
