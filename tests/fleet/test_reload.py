@@ -186,6 +186,24 @@ async def test_a_new_token_is_read_from_the_same_file(tmp_path: Path) -> None:
             await eventually(is_served)
 
 
+async def test_a_new_admin_token_is_read_from_the_same_file(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("old", "utf-8")
+    old, new = ({"authorization": f"Bearer {word}"} for word in ("old", "new"))
+    async with (
+        ScriptedNeuron("a", "m") as a,
+        running_rig(tmp_path, [a], admin_token_file=str(token)) as rig,
+    ):
+        token.write_text("new", "utf-8")
+        reply = await rig.ask("POST", "/admin/reload", headers=old)
+        assert json.loads(reply.body)["changed"] == ["gateway.admin_token_file"]
+        assert (await rig.ask("GET", "/admin/fleet", headers=old)).status == 401
+        assert (await rig.ask("GET", "/admin/fleet", headers=new)).status == 200
+        token.write_text("", "utf-8")
+        assert (await rig.ask("POST", "/admin/reload", headers=new)).status == 422
+        assert (await rig.ask("GET", "/admin/fleet", headers=new)).status == 200
+
+
 async def test_a_node_that_is_taken_out_as_a_request_is_sent_there_counts_as_failed() -> None:
     async with (
         ScriptedNeuron("a", "m") as a,

@@ -69,7 +69,7 @@ class Gateway:
             ttl_s=settings.responses_ttl_s,
             most_bytes=settings.responses_max_mb * 1024 * 1024,
         )
-        self.guard = Guard(settings.admin_token_file, settings.cors_origins)
+        self.guard = _guard_of(config)
         self.upstream = Upstream(config.neurons, settings.connect_timeout_s)
         names = [entry.name for entry in config.neurons]
         conductor = Conductor(Catalogue.of(self._models), Policy.of(config), names)
@@ -124,12 +124,16 @@ class Gateway:
                 config, models = await asyncio.to_thread(_read_both, self._read)
                 changed = changes(self.config, config, self._models, models)
                 neurons = self.upstream.prepared(config.neurons)
+                guard = _guard_of(config)
             except (ConfigError, InvalidConfiguration) as error:
                 _log.error('"not reloaded" cause="%s"', error)
                 raise InvalidConfiguration(f"nothing has changed: {error}") from None
             for name in await self._configure(config, models, neurons):
                 if f"neurons.{name}" not in changed:  # its token is another one
                     changed.append(f"neurons.{name}")
+            if not guard.is_like(self.guard):
+                self.guard = guard
+                changed.append("gateway.admin_token_file")
             _log.info('"reloaded" changed="%s"', ", ".join(changed))
             return changed
 
@@ -220,6 +224,10 @@ async def _answer_protocol(scope: MutableMapping[str, Any], receive: Receive, se
         await send({"type": f"{event}.complete"})
         if event == "lifespan.shutdown":
             return
+
+
+def _guard_of(config: GatewayConfig) -> Guard:
+    return Guard(config.gateway.admin_token_file, config.gateway.cors_origins)
 
 
 def _models_of(config: GatewayConfig) -> ModelsConfig:

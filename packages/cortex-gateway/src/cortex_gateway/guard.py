@@ -22,6 +22,10 @@ class Guard:
         self._token = None if token_file is None else read_token(token_file).encode()
         self._origins = frozenset(origins) - {"*"}
 
+    def is_like(self, other: Guard) -> bool:
+        """Whether both want the same token."""
+        return self._token == other._token
+
     def check(self, method: str, headers: Mapping[str, str]) -> None:
         """`headers`: by their names in lower case. Raises InvalidApiKey or Forbidden."""
         if self._token is None:
