@@ -9,7 +9,7 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_core.wire.ipc import Generate, Sampling
+from cortex_core.wire.ipc import Generate, Priority, Sampling
 from neuron.worker import kv as kv_module
 from neuron.worker import pool as pool_module
 from neuron.worker import slots as slots_module
@@ -36,10 +36,10 @@ class Hall:
         self.alive: list[Stream] = []
         self.said: dict[int, list[int]] = {}
 
-    def ask(self, *prompt: int, answer: int = 4) -> Stream:
+    def ask(self, *prompt: int, answer: int = 4, priority: Priority = "interactive") -> Stream:
         request = len(self.said) + 1
         stream = Stream(
-            Generate(request, "m", [], Sampling()),
+            Generate(request, "m", [], Sampling(), priority=priority),
             ids(*prompt),
             limit=min(answer, CONTEXT - len(prompt)),
             ends=frozenset(),
@@ -131,8 +131,37 @@ def test_what_is_set_aside_is_not_pinned_in_host_memory() -> None:
     assert not hall.alive
 
 
+def test_who_loses_its_seat_again_while_it_is_recomputed_forgets_nothing() -> None:
+    with patch.multiple(pool_module, _MARGIN=0):
+        hall = Hall(2, pool=34, host=HostCache(0))
+        twice = hall.ask(*range(12), answer=20, priority="batch")
+        for _ in range(8):
+            hall.turn()
+        hall.scheduler.pause(twice)
+        hall.ask(*range(40, 65), answer=1)
+        hall.turn()
+        assert twice.slot == -1, "once"
+        while len(hall.alive) > 1:
+            hall.turn()
+        other = hall.ask(*range(70, 82), answer=20)
+        while len(hall.said[other.request]) < 3:
+            hall.turn()
+        hall.scheduler.resume(twice)
+        while twice.slot < 0:
+            hall.turn()
+        while twice.slot >= 0:
+            assert twice in hall.scheduler.prefilling
+            hall.turn()
+        hall.finish()
+        assert len(hall.said[twice.request]) == 20
+
+
 STIMULI = st.one_of(
-    st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=20), st.integers(1, 20)),
+    st.tuples(
+        st.lists(st.integers(0, 1), min_size=1, max_size=20),
+        st.integers(1, 20),
+        st.sampled_from(["interactive", "batch"]),
+    ),
     st.tuples(st.sampled_from(["pause", "resume", "leave"]), st.integers(0, 7)),
     st.tuples(st.just("turn"), st.integers(1, 6)),
 )
@@ -144,7 +173,7 @@ STIMULI = st.one_of(
     st.sampled_from([0, 150, 10**6]),
 )
 def test_whoever_is_paused_and_resumed_all_that_stay_are_answered_in_full(
-    stimuli: list[tuple[list[int] | str, int]], layout: tuple[int, bool], budget: int
+    stimuli: list[tuple[Any, ...]], layout: tuple[int, bool], budget: int
 ) -> None:
     pool, can_trim = layout
     with (
@@ -153,9 +182,9 @@ def test_whoever_is_paused_and_resumed_all_that_stay_are_answered_in_full(
         patch.multiple(pool_module, WORTH=3, _MARGIN=2),
     ):
         hall = Hall(3, pool=pool, can_trim=can_trim, host=HostCache(budget))
-        for what, number in stimuli:
-            if isinstance(what, list):
-                hall.ask(*what, answer=number)
+        for what, number, *priority in stimuli:
+            if priority:
+                hall.ask(*what, answer=number, priority=priority[0])
             elif what == "turn":
                 for _ in range(number):
                     hall.turn()

@@ -170,10 +170,11 @@ class Stream(Sequence):
             deltas.append(Delta(self.request, text, "content", scores))
 
     def suspend(self, held: npt.NDArray[np.int32], parked: Parked | None) -> int:
-        """It lost its sequence, which held these tokens; how many it needs to go on."""
+        """It lost its sequence, which held these tokens; how many it needs to go on. Where they
+        were still being computed, again or for the first time, they are but a part of those."""
         self.parked = parked
         self.wait = None
-        if self.completion:
+        if self.completion and len(held) >= len(self.todo):
             self.todo, self.resumes = held, True
         return len(self.todo)
 
