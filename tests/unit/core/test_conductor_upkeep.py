@@ -97,6 +97,17 @@ def test_an_operators_load_takes_as_long_as_it_takes():
     assert stage.done(1, model("m")) == [sent("o1", "a", load_s=3611.0)]
 
 
+def test_an_operators_load_waits_for_another_load_as_long_as_that_takes():
+    stage = Stage(models=("m", "n"), max_wait_s=10)
+    stage.observe("a")
+    stage.play(LoadWanted("o1", "m"))
+    assert stage.estimate("a") == [load(1, "a")]
+    stage.play(LoadWanted("o2", "n"))
+    stage.estimate("a", "n")
+    assert stage.later(3600) == []
+    assert stage.done(1, model("m")) == [sent("o1", "a", load_s=3600.0), ReadState(2, "a")]
+
+
 def test_an_operators_load_waits_for_room_as_long_as_anybody_may():
     stage = Stage("a b", models=("m", "x"), max_wait_s=10)
     stage.observe("a", model("m", "loading"))

@@ -56,8 +56,8 @@ class Routing:
             self._wait(ticket)
 
     def load_wanted(self, stimulus: LoadWanted) -> None:
-        """An operator's request: no limit of the line holds for it, and none of time once its load
-        is under way."""
+        """An operator's request: no limit of the line holds for it, and that of time only while no
+        load is under way where it wants to go. A download takes as long as it takes."""
         board = self._board
         interest = Interest(stimulus.request, stimulus.model)
         model = board.catalogue.resolve(interest.model)
@@ -127,19 +127,27 @@ class Routing:
         """Send whoever can be sent, and refuse whoever has waited long enough."""
         board = self._board
         for ticket in board.waiting.in_turn(model):
+            if ticket.is_operators and self._is_loading(ticket.node):
+                ticket.deadline = board.now + board.policy.max_wait_s
             if place := self._replica_for(ticket):
                 board.waiting.leave(ticket)
                 self._send(ticket, place)
-            elif board.now >= ticket.deadline and not self._is_patient(ticket):
+            elif board.now >= ticket.deadline:
                 board.refuse(ticket, ticket.fault or refusals.overdue(board, ticket))
             elif self._is_hopeless(model):
                 board.refuse(ticket, ticket.fault or refusals.put_aside(board, model))
             elif ticket.decide_by is not None and board.now >= ticket.decide_by:
                 self._decide(ticket)
 
-    def _is_patient(self, ticket: Ticket) -> bool:
-        """Whether it is an operator's load, and under way: however long a download takes."""
-        return ticket.is_operators and self._board.is_coming(ticket.model, ticket.node)
+    def _is_loading(self, name: str | None) -> bool:
+        """Whether anything is being loaded, or made room for, on this node, or on any."""
+        board = self._board
+        return any(
+            (node.plan is not None and node.plan.kind == "load")
+            or any(place.is_coming for place in node.places.values())
+            for node in board.nodes.values()
+            if name in (None, node.name) and board.topology.is_reachable(node.name)
+        )
 
     def _is_hopeless(self, model: str) -> bool:
         """Whether it is ready only where not even a probe was answered, and on its way nowhere:
