@@ -22,7 +22,7 @@ IMPORT_OF = {
     "opentelemetry-sdk": "opentelemetry",
 }
 # Dependencies of declared dependencies that are part of those libraries' own interface.
-COMES_WITH = {"yarl": "aiohttp", "multidict": "aiohttp"}
+COMES_WITH = {"yarl": "aiohttp", "multidict": "aiohttp", "h2": "hypercorn"}
 
 
 def _project(package: str) -> dict:
@@ -68,6 +68,14 @@ def test_the_core_does_no_io_and_has_no_clock():
     for path in _sources("cortex-core"):
         modules = set(_imports(path)) - {"urllib.parse"}  # which only takes text apart
         assert not {module.partition(".")[0] for module in modules} & barred, path
+
+
+def test_both_daemons_mend_their_server_alike():
+    one, other = (
+        PACKAGES / package / "src" / room / "hypercorn_mends.py"
+        for package, room in (("cortex-gateway", "cortex_gateway"), ("neuron", "neuron"))
+    )
+    assert one.read_text("utf-8") == other.read_text("utf-8")
 
 
 def test_only_the_worker_touches_llama_cpp():

@@ -1,6 +1,8 @@
 """What hypercorn 0.18 gets wrong and we cannot live with, put right in its own classes.
 
-Each mend names its flaw. When a hypercorn without it is the oldest we allow, it goes.
+Each mend names its flaw, and goes with it; they lean on private parts, so another version is not
+taken unread. The gateway and the neuron each have this file, one the copy of the other: they share
+no package that may know of sockets.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from hypercorn.protocol.h11 import H11Protocol
 __all__ = ["mend"]
 
 READ_AHEAD_BYTES = 64 * 1024
-"""How much of the next requests is taken in while one is being answered."""
+"""How much of the next requests is held while one is being answered."""
 
 
 def mend() -> None:
@@ -90,8 +92,8 @@ class _Turn:
             raise _HungUp
 
     async def _read_ahead(self) -> None:
-        room = READ_AHEAD_BYTES
-        while room > 0:
+        protocol = self._protocol
+        while (room := READ_AHEAD_BYTES - len(protocol.connection.trailing_data[0])) > 0:
             try:
                 data = await self._reader.read(room)
             except OSError:
@@ -100,8 +102,7 @@ class _Turn:
                 self._has_left = True
                 self._event.set()
                 return
-            room -= len(data)
-            self._protocol.connection.receive_data(data)
+            protocol.connection.receive_data(data)
 
 
 class _StreamBuffer(h2.StreamBuffer):

@@ -15,6 +15,7 @@ from hypercorn.config import Config
 from cortex_core.config.loader import ConfigError, parse_address
 from neuron import logs
 from neuron.app import Neuron
+from neuron.hypercorn_mends import mend
 
 __all__ = ["bind", "run"]
 
@@ -78,6 +79,7 @@ async def run(neuron: Neuron, listener: socket.socket, on_listening: Callable[[s
         # Event streams never end by themselves, and hypercorn waits for every response.
         neuron.registry.feed.close()
 
+    mend()
     server = asyncio.create_task(
         serve(neuron.asgi, _hypercorn(listener), shutdown_trigger=until_drained),  # pyright: ignore[reportArgumentType]
         name="server",
