@@ -235,8 +235,29 @@ class KV(ABC):
         limit = max(len(prompt) - RECOMPUTED, 0) if needs_logits else len(prompt)
         self._index_answers()
         shared = self._tree.shared(prompt)
-        best, source = self._longest(shared, limit)
         parked = self.host.find(self.space, prompt, whole=not self.can_trim)
+        placement = self._choose(Want(prompt, shared, limit), rank, parked)
+        has_room = placement is not None
+        if not has_room and parked:  # it may be longer than the prompt, and than the whole cache
+            placement = self._choose(Want(prompt, shared, limit), rank, None)
+        if not isinstance(placement, Placement):
+            return placement
+        if placement.cached == 0:
+            placement.miss = self._why_missed(prompt, shared) if has_room else "unusable"
+        sequence, cached = placement.sequence, placement.cached
+        self._tokens[sequence, :cached] = prompt[:cached]
+        self.lengths[sequence] = cached
+        self._busy[sequence] = _Busy(len(prompt), rank, stops)
+        self._tree.put(sequence, prompt)
+        self._indexed[sequence] = len(prompt)
+        return placement
+
+    def _choose(
+        self, want: Want, rank: int, parked: tuple[int, Parked] | None
+    ) -> Placement | Wait | None:
+        """By the longest prefix: of a sequence, of one that is on its way, or of what is parked."""
+        shared, limit = want.shared, want.limit
+        best, source = self._longest(shared, limit)
         in_host = min(parked[0], limit) if parked else 0
         if parked and not self.can_trim and parked[0] > limit:
             in_host = 0
@@ -244,26 +265,16 @@ class KV(ABC):
         if coming is not None and coming.length >= max(best, in_host) + self._copy_worth:
             return coming
         reused = max(best, in_host)
-        if self._tile and (start := self._tile.start(len(prompt), reused)) < reused:
-            limit, in_host = start, min(in_host, start)
-            best, source = self._longest(shared, limit)
+        if self._tile and (start := self._tile.start(len(want.prompt), reused)) < reused:
+            want.limit, in_host = start, min(in_host, start)
+            best, source = self._longest(shared, start)
         entry = parked[1] if parked and in_host >= best + WORTH else None
         if entry is not None:
             source, best = -1, in_host
-        placement = self._place(Want(prompt, shared, limit), source, best, entry)
-        if placement is None:
-            return None
-        if entry is not None:
+        placement = self._place(want, source, best, entry)
+        if placement is not None and entry is not None:
             placement.ops.append(Restore(entry, placement.sequence, in_host))
             placement.cached, placement.source = in_host, "host"
-        if placement.cached == 0:
-            placement.miss = self._why_missed(prompt, shared)
-        sequence, cached = placement.sequence, placement.cached
-        self._tokens[sequence, :cached] = prompt[:cached]
-        self.lengths[sequence] = cached
-        self._busy[sequence] = _Busy(len(prompt), rank, stops)
-        self._tree.put(sequence, prompt)
-        self._indexed[sequence] = len(prompt)
         return placement
 
     def _longest(self, shared: dict[int, int], limit: int) -> tuple[int, int]:
