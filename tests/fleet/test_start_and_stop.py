@@ -101,6 +101,20 @@ async def test_a_second_signal_cuts_the_drain_short(tmp_path: Path) -> None:
         assert await asyncio.to_thread(rig.daemon.wait, 10) == 0
 
 
+async def test_two_signals_at_once_cut_the_drain_short(tmp_path: Path) -> None:
+    """As from a service manager and a wrapper that passes its own on."""
+    held = Held()
+    async with ScriptedNeuron("a", "m") as a, running_rig(tmp_path, [a], drain_s=600) as rig:
+        a.script = held
+        async with rig.client.post(rig.url + CHAT, json=BODY) as response:
+            await response.content.readexactly(len(held.first))
+            for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+                rig.daemon.signal(number)
+            rest = await response.content.read()
+            assert last_event(rest)["error"]["code"] == "shutting_down"
+        assert await asyncio.to_thread(rig.daemon.wait, 10) == 0
+
+
 async def test_a_client_that_never_reads_does_not_keep_the_gateway(tmp_path: Path) -> None:
     async def flood(call: Call) -> None:
         await call.start_stream()

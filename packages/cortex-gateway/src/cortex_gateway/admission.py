@@ -17,6 +17,7 @@ class Admission:
     def __init__(self) -> None:
         self.is_draining = False
         self.active = 0
+        self._is_hurried = False
         self._news = asyncio.Event()
         self._vigils: set[Vigil] = set()
 
@@ -39,14 +40,15 @@ class Admission:
         self._vigils.discard(vigil)
 
     def hurry(self) -> None:
-        """A drain that is waiting waits no longer."""
+        """A drain, under way or to come, waits no longer."""
+        self._is_hurried = True
         self._news.set()
 
     async def drain(self, for_s: float) -> None:
         """Admit nobody; return when everybody has left. Who is still inside after `for_s` seconds
         is told so and ended."""
         self.is_draining = True
-        if await self._is_empty_within(for_s):
+        if await self._is_empty_within(0 if self._is_hurried else for_s):
             return
         for vigil in list(self._vigils):
             vigil.end(ShuttingDown("the gateway is shutting down and cut this answer short"))
