@@ -170,6 +170,35 @@ def test_a_state_folder_below_a_file_is_refused(write, tmp_path: Path):
             load_gateway_config(write(f'[gateway]\nstate_dir = "{folder}"'), {})
 
 
+def service(name: str, port: str) -> dict[str, str]:
+    """What Kubernetes sets beside a service of this name."""
+    at = f"{name}_PORT_{port}_TCP"
+    names = (f"{name}_SERVICE_HOST", f"{name}_SERVICE_PORT", f"{name}_SERVICE_PORT_HTTP")
+    names += (f"{name}_SERVICE_PORT_METRICS", f"{name}_PORT", at, f"{at}_ADDR", f"{at}_PORT")
+    return dict.fromkeys((*names, f"{at}_PROTO"), "tcp://10.0.0.1:31313")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CORTEX",
+        "CORTEX_GATEWAY",
+        "CORTEX_METRICS",
+        "CORTEX_ADMIN",
+        "CORTEX_NEURONS",
+        "NEURON",
+        "NEURON_BEAST",
+        "NEURON_ENGINE",
+        "NEURON_MODELS",
+        "NEURON_0",
+    ],
+)
+def test_variables_of_a_service_of_our_name_are_somebody_elses(name: str):
+    variables = service(name, "31313")
+    assert load_gateway_config(None, variables) == load_gateway_config(None, {})
+    assert load_neuron_config(None, variables) == load_neuron_config(None, {})
+
+
 GATEWAY_FAULTS = [
     ('[gateway]\nlisen = "a:1"', "gateway.lisen", "did you mean 'listen'"),
     ("[gatway]", "gatway", "did you mean 'gateway'"),
@@ -262,6 +291,11 @@ def test_a_fault_in_neuron_toml_names_file_key_and_expectation(
         ("CORTEX_GATEWAY__LISTEN__PORT", "4", "unknown key"),
         ("CORTEX_GATEWAY", "4", "expected `object`"),
         ("CORTEX_NEURONS", "[", "truncated"),
+        ("CORTEX_GATWAY__LISTEN", "x:1", "did you mean 'gateway'"),
+        ("CORTEX_GATEWAY_LISTEN", "x:1", "did you mean CORTEX_GATEWAY__LISTEN?"),
+        ("CORTEX_NEURON", "[]", "did you mean CORTEX_NEURONS?"),
+        ("CORTEX_LISTEN", "x:1", "did you mean CORTEX_GATEWAY__LISTEN?"),
+        ("CORTEX_ADMIN_TOKEN_FILE", "x", "did you mean CORTEX_GATEWAY__ADMIN_TOKEN_FILE?"),
     ],
 )
 def test_a_fault_in_the_environment_names_the_variable(variable: str, value: str, problem: str):
@@ -269,6 +303,22 @@ def test_a_fault_in_the_environment_names_the_variable(variable: str, value: str
         load_gateway_config(None, {variable: value})
     assert caught.value.source == variable
     assert problem in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("NEURON_LISTN", "NEURON_LISTEN"),
+        ("NEURON_TOKENFILE", "NEURON_TOKEN_FILE"),
+        ("NEURON_LOGLEVEL", "NEURON_LOG_LEVEL"),
+        ("NEURON_ENGINE_PARALLEL", "NEURON_ENGINE__PARALLEL"),
+        ("NEURON_CPU_WORKERS", "NEURON_DEVICES__CPU_WORKERS"),
+        ("NEURON_MODEL", "NEURON_MODELS"),
+    ],
+)
+def test_a_misspelt_variable_of_the_neuron_is_refused(variable: str, meant: str):
+    with pytest.raises(ConfigError, match=f"{variable}: .*did you mean {meant}\\?"):
+        load_neuron_config(None, {variable: "x"})
 
 
 def test_a_missing_file_and_broken_toml_are_named(tmp_path: Path, write):

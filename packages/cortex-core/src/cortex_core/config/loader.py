@@ -21,6 +21,9 @@ __all__ = ["ConfigError", "load_config", "parse_address"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+# One letter wrong in five, say. Variables that Kubernetes makes up come to 0.77 at most.
+_ALMOST = 0.8
+
 _AT_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
@@ -47,7 +50,8 @@ def load_config(
 
     path: a TOML file, or None for defaults only.
     environment: variables named `prefix` + path, levels joined by `__` (`CORTEX_GATEWAY__LISTEN`);
-        a list or table is given as JSON. `reserved` variables belong to somebody else.
+        a list or table is given as JSON. `reserved` variables belong to somebody else, and so do
+        those that are nothing like a key.
     flags: dotted key → value, from the command line; None values count as not given.
     Raises ConfigError.
     """
@@ -57,6 +61,8 @@ def load_config(
     for name in sorted(environment):
         if name.startswith(prefix) and name not in reserved:
             keys = name.removeprefix(prefix).lower().split("__")
+            if not _is_meant(keys, kind, prefix, name):
+                continue
             _set(tree, kind, keys, environment[name], name)
             _check(tree, kind, name)
     for dotted, value in (flags or {}).items():
@@ -89,6 +95,25 @@ def _check(tree: dict[str, Any], kind: type[T], source: str) -> T:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
         raise _located(str(error), kind, source) from None
+
+
+def _is_meant(keys: list[str], kind: type[msgspec.Struct], prefix: str, name: str) -> bool:
+    """Whether the variable is for us: it has two levels, or is a key. Others use our prefixes, too:
+    Kubernetes sets CORTEX_PORT and CORTEX_SERVICE_HOST beside a service that is called cortex.
+    Raises ConfigError for what is almost a key, or one without its table."""
+    if len(keys) > 1 or keys[0] in kind.__struct_encode_fields__:
+        return True
+    meant: dict[str, str] = {}
+    for field in kind.__struct_encode_fields__:
+        table = _struct_at(kind, [field])
+        for key in table.__struct_encode_fields__ if table else ():
+            meant[key] = meant[f"{field}_{key}"] = f"{field}__{key}"
+    meant |= {field: field for field in kind.__struct_encode_fields__}
+    near = difflib.get_close_matches(keys[0], meant, n=1, cutoff=_ALMOST)
+    if not near:
+        return False
+    wanted = prefix + meant[near[0]].upper()
+    raise ConfigError(name, None, f"unknown variable; did you mean {wanted}?")
 
 
 def _located(message: str, kind: type[msgspec.Struct], source: str) -> ConfigError:
