@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Sequence
@@ -15,6 +14,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from cortex_core.errors import InvalidRequest
 from neuron.worker import llama
 from neuron.worker.chain import CANDIDATE, apply
+from neuron.worker.gbnf_notation import problem_of
 
 __all__ = ["FirstBytes", "GbnfGuide", "keep"]
 
@@ -24,9 +24,6 @@ Floats = npt.NDArray[np.float32]
 Int32s = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.bool_]
 
-_LONGEST = 64 * 1024  # bytes
-_DEEPEST = 128  # llama.cpp reads brackets recursively
-_QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]|#[^\n]*')
 _LOOKED_AT = 1024
 """About so many of the likeliest tokens are tried before all: 150,000 take llama.cpp 10 ms."""
 
@@ -130,7 +127,9 @@ class GbnfGuide:
         self._param = param
         self._kept = _NONE
         self._is_open = False  # of what was likely at the last step, enough was possible
-        self._check(text)
+        problem = problem_of(text)
+        if problem is not None:
+            raise InvalidRequest(f"{param}: {problem or _cause(text)}", param=param)
         self._ends = np.array(sorted(model.vocabulary.end_ids), np.int32)
         self._first_bytes = first_bytes
         self._handle: Any = lib.llama_sampler_init_grammar(
@@ -143,17 +142,6 @@ class GbnfGuide:
         except InvalidRequest:
             self.free()
             raise
-
-    def _check(self, text: str) -> None:
-        problem = ""
-        if len(text.encode()) > _LONGEST:
-            problem = f"longer than {_LONGEST} bytes"
-        elif "\0" in text:
-            problem = "has a zero character"
-        elif _depth(text) > _DEEPEST:
-            problem = f"brackets nested more than {_DEEPEST} deep"
-        if problem:
-            raise InvalidRequest(f"{self._param}: {problem}", param=self._param)
 
     def restrict(self, logits: Floats, wanted: int) -> None:
         self._kept = self._possible(logits, wanted)
@@ -269,11 +257,3 @@ def _cause(text: str) -> str:
     except Exception as error:
         return " ".join(str(error).split())
     return "llama.cpp cannot use this grammar (is there left recursion, or too much repetition?)"
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for bracket in re.findall(r"[()]", _QUOTED.sub("", text)):
-        depth += 1 if bracket == "(" else -1
-        deepest = max(deepest, depth)
-    return deepest
