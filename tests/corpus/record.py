@@ -3,7 +3,7 @@
 Runs the tests of tests/e2e/clients, whose libraries are told an address where every request is
 written down and passed on to the gateway. What was answered with 200 goes into one file for each
 module of tests, a request a line, each body once; headers that tell of a key or a machine do not.
-(What coding agents send is in the folder agents, written by hand.)
+(What coding agents send is in the folder agents; see tests/corpus/scrub.py.)
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _FREE_TEXT = {
 }
 # Agents offer these beside their own tools to whatever model there is (Codex always does), and an
 # answer can do without. What else a provider would run holds what the request is about.
-_DISPENSABLE = ("image_generation", "web_search")
+_DISPENSABLE = ("image_generation", "tool_search", "web_search")
 
 
 class Called(msgspec.Struct, frozen=True):
