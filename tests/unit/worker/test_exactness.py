@@ -101,7 +101,7 @@ class Served:
             emit=self.steps.append,
             die=lambda message: pytest.fail(message),
             host=self.host,
-            space=space_of(path, wanted),
+            space=space_of(loaded.files, wanted),
         )
         self.vocabulary = loaded.model.vocabulary
 

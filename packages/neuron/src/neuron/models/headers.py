@@ -7,20 +7,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from pathlib import Path
 
-from neuron.models.gguf import GgufHeader, parts_of, read_header
+from neuron.models.gguf import GgufHeader, read_header
+from neuron.models.identity import Identity, identity_of
 
 __all__ = ["Headers"]
 
 _MOST = 16
-
-_Identity = tuple[tuple[int, int, int, int], ...]
 
 
 class Headers:
     """Any thread may ask."""
 
     def __init__(self) -> None:
-        self._read: OrderedDict[Path, tuple[_Identity, GgufHeader]] = OrderedDict()
+        self._read: OrderedDict[Path, tuple[Identity, GgufHeader]] = OrderedDict()
 
     def of(self, path: Path) -> GgufHeader:
         """As `read_header`, and not read again while its files are the same. Raises
@@ -36,10 +35,9 @@ class Headers:
         return known[1]
 
 
-def _identity(path: Path) -> _Identity | None:
+def _identity(path: Path) -> Identity | None:
     """None where a file cannot be looked at; who reads it then says why."""
     try:
-        facts = [part.stat() for part in parts_of(path)]
+        return identity_of(path)
     except OSError:
         return None
-    return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in facts)

@@ -337,7 +337,7 @@ class _Model(threading.Thread):
             emit=worker.outbox.send,
             die=worker.die,
             host=worker.host,
-            space=space_of(self._command.path, params),
+            space=space_of(loaded.files, params),
         )
 
     def _on_progress(self, fraction: float) -> bool:

@@ -1,12 +1,12 @@
 """Sequences parked in host memory, of all models of a worker. Any thread may use it.
 
-Entries of different models never meet: each belongs to a `space`, which names the model file, its
-version and the KV type, so that what was parked on unload fits when the same file is loaded again.
+Entries of different models never meet: each belongs to a `space`, which names the model's files as
+they were read and the KV type, so that what was parked on unload fits when the same are loaded
+again.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
 import threading
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cortex_core.wire.ipc import EngineParams
+from neuron.models.identity import Identity
 from neuron.worker.prefix_tree import PrefixTree
 
 __all__ = ["HostCache", "Parked", "space_of"]
@@ -27,12 +28,10 @@ Bytes = npt.NDArray[np.uint8]
 _HEADER = struct.Struct("<I")
 
 
-def space_of(path: str, params: EngineParams) -> str:
-    """The name under which a model's sequences are parked: this file as it is now, with this KV
-    type (flash attention lays the values out differently). Raises OSError."""
-    facts = os.stat(path)
-    identity = f"{os.path.realpath(path)} {facts.st_size} {facts.st_mtime_ns}"
-    return f"{identity} {params.kv_type} {params.flash_attention}"
+def space_of(files: Identity, params: EngineParams) -> str:
+    """The name under which a model's sequences are parked: what it was loaded from, with this KV
+    type (flash attention lays the values out differently)."""
+    return f"{files} {params.kv_type} {params.flash_attention}"
 
 
 class Parked:

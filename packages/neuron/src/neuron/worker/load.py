@@ -24,7 +24,7 @@ from cortex_core.errors import (
     PreflightFailed,
 )
 from cortex_core.wire.ipc import EngineParams, ModelInfo, ModelKind
-from neuron.models.gguf import parts_of
+from neuron.models.identity import Identity, check_unchanged, identity_of
 from neuron.models.kind import kind_of
 from neuron.models.layout import (
     SMALL_FILE_BYTES,
@@ -62,9 +62,11 @@ _NO_MEMORY = re.compile(
 @dataclass
 class LoadedModel:
     """`open_context` makes another context like the one that was measured; `held` is to be closed
-    after the last of them. `params` are those of the Load; what was made of context, parallel,
-    cells and kv is in `info`. `widest_bridge`: see `Slots.bridges`; `tile`: see `KV`."""
+    after the last of them. `files` are what it was read from. `params` are those of the Load; what
+    was made of context, parallel, cells and kv is in `info`. `widest_bridge`: see `Slots.bridges`;
+    `tile`: see `KV`."""
 
+    files: Identity
     model: llama.Model
     context: llama.Context
     info: ModelInfo
@@ -99,7 +101,8 @@ def load(
 ) -> LoadedModel | LoadedPooler:
     """`on_progress` gets 0..1; False from it abandons the load with Conflict."""
     started = time.monotonic()
-    file_bytes = _check_file(path)
+    files = _check_files(path)
+    file_bytes = sum(size for _, _, size, _ in files)
     is_cpu = device.partition(":")[0] == "cpu"
     gauge = Gauge(is_cpu=is_cpu)
     is_wanted = True
@@ -130,6 +133,7 @@ def load(
                 raise Conflict(f"the load of {path} was abandoned: unloaded meanwhile") from None
             raise _failure(path, error) from None
         held.callback(model.free)
+        check_unchanged(Path(path), files)
         _check_lock(params, llama.take_lines())
         gauge.model_loaded(model.size_bytes)
         text = model.metadata()
@@ -219,6 +223,7 @@ def load(
         raise
     pieces = Pieces(vocabulary.size, vocabulary.piece)
     return LoadedModel(
+        files,
         model,
         context,
         info,
@@ -317,12 +322,12 @@ def _tile(model: llama.Model, metadata: dict[str, str]) -> Tile | None:
     return Tile.of(weights, model.layers * model.heads * max(head_width, 1))
 
 
-def _check_file(path: str) -> int:
-    """Bytes of the GGUF, all its parts together. Raises PreflightFailed."""
+def _check_files(path: str) -> Identity:
+    """Of the GGUF, all its parts together. Raises PreflightFailed."""
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
-        total = sum(part.stat().st_size for part in parts_of(Path(path)))
+        files = identity_of(Path(path))
     except FileNotFoundError as error:
         raise PreflightFailed(f"{error.filename}: no such file", kind="gguf_missing") from None
     except IsADirectoryError:
@@ -332,7 +337,7 @@ def _check_file(path: str) -> int:
     if magic != b"GGUF":
         message = f"{path}: not a GGUF file (begins with {magic!r})"
         raise PreflightFailed(message, kind="gguf_corrupt")
-    return total
+    return files
 
 
 def _failure(path: str, error: llama.LlamaError) -> CortexError:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cortex_core.errors import PreflightFailed
+from neuron.models.identity import Identity, check_unchanged, identity_of
 from neuron.worker import llama
 from neuron.worker.llama import Int32s, LlamaError
 
@@ -24,8 +27,6 @@ lib = llama.lib  # pyright: ignore[reportPrivateImportUsage]
 _KEPT = 3
 """Unused ones that stay: of 150,000 tokens each holds about 25 MB."""
 
-_Identity = tuple[int, int, int, int]
-
 
 class Vocabularies:
     """Of a worker's models. Any thread may use it."""
@@ -33,25 +34,25 @@ class Vocabularies:
     def __init__(self, kept: int = _KEPT) -> None:
         self._kept = kept
         self._lock = threading.Lock()
-        self._known: dict[_Identity, Vocabulary] = {}  # who was opened last is last
+        self._known: dict[Identity, Vocabulary] = {}  # who was opened last is last
         self._users: dict[Vocabulary, int] = {}
 
     def open(self, path: str) -> Vocabulary:
-        """That of this file as it is now, until `close`. Raises OSError and LlamaError."""
-        facts = os.stat(path)
-        identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        """That of this model's files as they are now, until `close`. Raises OSError, LlamaError
+        and PreflightFailed."""
+        files = identity_of(Path(path))
         with self._lock:
-            vocabulary = self._known.pop(identity, None) or Vocabulary(path)
-            self._known[identity] = vocabulary
+            vocabulary = self._known.pop(files, None) or _read(path, files)
+            self._known[files] = vocabulary
             self._users[vocabulary] = self._users.get(vocabulary, 0) + 1
         return vocabulary
 
     def close(self, vocabulary: Vocabulary) -> None:
         with self._lock:
             self._users[vocabulary] -= 1
-            unused = [identity for identity, each in self._known.items() if not self._users[each]]
-            for identity in unused[: max(len(unused) - self._kept, 0)]:
-                freed = self._known.pop(identity)
+            unused = [files for files, each in self._known.items() if not self._users[each]]
+            for files in unused[: max(len(unused) - self._kept, 0)]:
+                freed = self._known.pop(files)
                 del self._users[freed]
                 freed.free()
 
@@ -139,3 +140,13 @@ class Vocabulary:
         model, self._model = self._model, None
         if model:
             lib.llama_model_free(model)
+
+
+def _read(path: str, files: Identity) -> Vocabulary:
+    vocabulary = Vocabulary(path)
+    try:
+        check_unchanged(Path(path), files)
+    except PreflightFailed:
+        vocabulary.free()
+        raise
+    return vocabulary
