@@ -10,8 +10,8 @@ import aiohttp
 import msgspec
 import pytest
 
-from tests.fleet.conftest import Rig
-from tests.fleet.scripted_neuron import Call, Script, chunks_of, completion
+from tests.fleet.conftest import Rig, eventually
+from tests.fleet.scripted_neuron import Call, Script, answer_hello, chunks_of, completion
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -164,6 +164,35 @@ async def test_a_node_whose_answers_fail_one_after_another_is_put_aside(
         await rig.until_in_flight("a", 0)
     assert (len(rig.a.calls), len(rig.b.calls)) == (3, 0)
     assert (await last_told_of_m(rig)).startswith("put aside for 1 s: ")
+
+
+async def test_a_node_that_was_put_aside_is_trusted_as_soon_as_it_answers(rig: Rig) -> None:
+    release = asyncio.Event()
+
+    async def stream_slowly(call: Call) -> None:
+        first, *rest = chunks_of("one")
+        await call.start_stream()
+        await call.chunk(first)
+        await release.wait()
+        for chunk in rest:
+            await call.chunk(chunk)
+        await call.end()
+
+    rig.a.script = break_off_within_a_stream
+    for _ in range(3):
+        await rig.chat("only/a", stream=True)
+        await rig.until_in_flight("a", 0)
+    rig.a.script = stream_slowly
+    probe = asyncio.create_task(rig.chat("only/a", stream=True))
+
+    async def is_there() -> bool:
+        return len(rig.a.calls) == 4
+
+    await eventually(is_there)
+    rig.a.script = answer_hello
+    assert (await rig.chat("only/a")).status == 200
+    release.set()
+    assert (await probe).body.endswith(b"data: [DONE]\n\n")
 
 
 async def test_a_node_that_refuses_connections_is_skipped(rig: Rig) -> None:

@@ -18,6 +18,7 @@ from cortex_core.fleet.discovery import (
     WorkerState,
 )
 from cortex_core.fleet.events import (
+    AnswerBegan,
     EstimateCame,
     Instruction,
     Interest,
@@ -146,6 +147,9 @@ class Stage:
         self, request: str, name: str = "m", caller: str = "", prefix: tuple[int, ...] = ()
     ) -> list[Instruction]:
         return self.play(RequestCame(Interest(request, name, caller, prefix)))
+
+    def answering(self, request: str) -> list[Instruction]:
+        return self.play(AnswerBegan(request))
 
     def end(
         self, request: str, *, has_answer: bool = True, fault: Fault | None = None

@@ -57,6 +57,27 @@ def test_its_probe_closes_it():
     assert breaker.is_closed
 
 
+def test_its_probes_first_byte_closes_it_and_the_next_failure_opens_it_for_longer():
+    breaker = _opened()
+    breaker.probe = "r4"
+    assert not breaker.began("r0")
+    assert breaker.began("r4")
+    assert breaker.is_closed
+    assert breaker.failed("r4", 11.0, 12.0)
+    assert breaker.until == 14.0
+
+
+def test_an_answer_to_its_end_after_a_probe_makes_everything_good_again():
+    breaker = _opened()
+    breaker.probe = "r4"
+    breaker.began("r4")
+    breaker.succeeded("r5")
+    assert not breaker.failed("r4", 11.0, 12.0)
+    assert not breaker.failed("r6", 12.0, 12.0)
+    assert breaker.failed("r7", 12.0, 12.0)
+    assert breaker.until == 13.0
+
+
 def test_what_was_sent_before_it_opened_closes_nothing():
     breaker = _opened()
     breaker.probe = "r4"

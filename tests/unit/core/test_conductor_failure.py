@@ -182,6 +182,7 @@ def test_news_of_what_is_not_configured_or_not_known_are_nothing():
     assert stage.play(DrainWanted("elsewhere", True)) == []
     assert stage.end("nobody") == []
     assert stage.fail("nobody") == []
+    assert stage.answering("nobody") == []
     assert stage.done(99) == []
 
 
@@ -254,6 +255,19 @@ def test_while_a_probe_is_on_its_way_others_wait():
     assert stage.ask("probe") == [sent("probe", "a")]
     assert stage.ask("r1") == []
     assert stage.end("probe") == [sent("r1", "a")]
+
+
+def test_a_probe_that_is_being_answered_lets_the_others_pass():
+    """It may be a stream of many minutes."""
+    stage = Stage()
+    stage.observe("a", model("m"))
+    _tripped(stage)
+    assert stage.ask("probe") == [sent("probe", "a")]
+    assert stage.ask("r1") == []
+    assert stage.answering("probe") == [sent("r1", "a")]
+    assert stage.ask("r2") == [sent("r2", "a")]
+    stage.end("probe", fault=ILL)
+    assert stage.ask("r3") == []
 
 
 def test_a_failed_probe_doubles_the_pause():

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 
 from cortex_core.errors import Fault
 from cortex_core.fleet.events import (
+    AnswerBegan,
     DrainWanted,
     Interest,
     LoadWanted,
@@ -78,6 +79,11 @@ class Fleets(RuleBasedStateMachine):
     @rule(index=which)
     def request_fails(self, index: int) -> None:
         self.fleet.fail_request(_pick(list(self.fleet.flying), index))
+
+    @precondition(lambda self: self.fleet.flying)
+    @rule(index=which)
+    def answer_begins(self, index: int) -> None:
+        self.fleet.tell(AnswerBegan(_pick(list(self.fleet.flying), index)))
 
     @precondition(lambda self: self.fleet.flying)
     @rule(index=which)

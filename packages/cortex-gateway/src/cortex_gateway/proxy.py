@@ -310,6 +310,7 @@ class _Exchange:
         response = None
         loss = _Loss(self._reply)
         seat.on_lost = loss.found
+        self._relay.on_begin = seat.answering
         try:
             response = await neuron.post(self._path, body, headers)
             await self._relay.pass_on(node, response)
@@ -338,6 +339,7 @@ class _Exchange:
             ) from None
         finally:
             seat.on_lost = None
+            self._relay.on_begin = None
             if response is not None:
                 response.close()  # a connection whose answer was read to its end is kept
 

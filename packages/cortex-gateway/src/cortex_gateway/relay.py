@@ -5,6 +5,8 @@ Until the answer has begun, a failure is a NodeFault, and another node may still
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import aiohttp
 
 from cortex_core.errors import CortexError, UpstreamFailed
@@ -33,7 +35,8 @@ HELD_BYTES = 1024 * 1024
 
 
 class Relay:
-    """`usage`, `cache`, `kind` and `code` are what the answer said of itself, for the outcome."""
+    """`usage`, `cache`, `kind` and `code` are what the answer said of itself, for the outcome.
+    `on_begin` is called as the answer begins."""
 
     __slots__ = (
         "_idle_timeout_s",
@@ -43,6 +46,7 @@ class Relay:
         "cache",
         "code",
         "kind",
+        "on_begin",
         "usage",
     )
 
@@ -55,6 +59,7 @@ class Relay:
         self.code: str | None = None
         self.usage: Usage | None = None
         self.cache: str | None = None
+        self.on_begin: Callable[[], None] | None = None
 
     def translate_with(self, translation: Translation) -> None:
         """What is passed on from here, and said instead, is in the translation's dialect."""
@@ -212,6 +217,8 @@ class Relay:
     async def _begin(
         self, status: int, headers: list[tuple[bytes, bytes]], *, is_stream: bool = False
     ) -> None:
+        if self.on_begin is not None:
+            self.on_begin()
         headers.append((b"x-cortex-node", self._node.encode()))
         self._reply.vigil.stalled_message = (
             f"the node {self._node} sent nothing for {self._idle_timeout_s:g} s"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cortex_core.errors import CortexError, Fault
-from cortex_core.fleet.events import Interest, RequestCame, RequestFailed
+from cortex_core.fleet.events import AnswerBegan, Interest, RequestCame, RequestFailed
 from cortex_core.fleet.topology import Replica
 
 if TYPE_CHECKING:
@@ -94,6 +94,10 @@ class Seat:
         if not self._is_sent:
             await self._wait()
         return self.replica
+
+    def answering(self) -> None:
+        """The replica's answer has begun."""
+        self._fleet.handle(AnswerBegan(self._name))
 
     @property
     def model(self) -> str | None:

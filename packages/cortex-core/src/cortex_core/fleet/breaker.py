@@ -1,10 +1,12 @@
 """Whether a replica that keeps failing is still asked.
 
-    closed ──N failures in a row──► open ──pause over──► half-open ──success──► closed
-                                      ▲                      │
-                                      └──failure, twice the pause
+    closed ──N failures in a row──► open ──pause over──► half-open ──first byte──► on trial
+                                      ▲                      │                        │
+                                      └──────── a failure, twice the pause ───────────┘
 
-Half-open lets one request through as a probe. A node that only says that it is well closes nothing.
+Half-open lets one request through as a probe. On trial is closed, but for what the next failure
+does; an answer to its end, of anybody's, makes it closed as before. A node that only says that it
+is well closes nothing.
 """
 
 from __future__ import annotations
@@ -50,11 +52,19 @@ class Breaker:
     def wants_probe(self, now: float) -> bool:
         return self._until is not None and self.probe is None and now >= self._until
 
+    def began(self, request: str) -> bool:
+        """The first byte of an answer has come. Returns whether that closed it, on trial: others
+        need not wait for the rest of what may be a long answer."""
+        if self._until is None or self.probe != request:
+            return False
+        self._failures, self._until, self.probe = FAILURES - 1, None, None
+        return True
+
     def succeeded(self, request: str) -> bool:
         """A request was answered. Returns whether that closed it: only its probe does, for what was
         sent before it opened says nothing about now."""
         if self._until is None:
-            self._failures = 0
+            self._failures, self._pause_s = 0, 0.0
             return False
         if self.probe != request:
             return False

@@ -20,6 +20,7 @@ from cortex_core.errors import Fault
 from cortex_core.fleet.board import Board, Node, Policy
 from cortex_core.fleet.catalogue import Catalogue
 from cortex_core.fleet.events import (
+    AnswerBegan,
     DrainWanted,
     EstimateCame,
     Instruction,
@@ -91,6 +92,7 @@ class Conductor:
         # request.
         self._requests: dict[type, Callable[[Any], None]] = {
             RequestCame: self._routing.came,
+            AnswerBegan: self._routing.began,
             RequestEnded: self._routing.ended,
             RequestFailed: self._routing.failed,
         }

@@ -17,6 +17,7 @@ from cortex_core.fleet.discovery import ModelState, NodeState
 from cortex_core.fleet.topology import Replica
 
 __all__ = [
+    "AnswerBegan",
     "Done",
     "DrainWanted",
     "Estimate",
@@ -73,6 +74,12 @@ class NodeLost(msgspec.Struct, frozen=True, tag=True):
 
 class RequestCame(msgspec.Struct, frozen=True, tag=True):
     interest: Interest
+
+
+class AnswerBegan(msgspec.Struct, frozen=True, tag=True):
+    """The first byte of its replica's answer has come."""
+
+    request: str
 
 
 class RequestEnded(msgspec.Struct, frozen=True, tag=True):
@@ -154,6 +161,7 @@ Stimulus = (
     NodeObserved
     | NodeLost
     | RequestCame
+    | AnswerBegan
     | RequestEnded
     | RequestFailed
     | EstimateCame

@@ -11,6 +11,7 @@ from cortex_core.fleet import refusals
 from cortex_core.fleet.board import Board
 from cortex_core.fleet.breaker import NEWS_S
 from cortex_core.fleet.events import (
+    AnswerBegan,
     Interest,
     LoadWanted,
     RequestCame,
@@ -68,6 +69,14 @@ class Routing:
         ticket.node = stimulus.node
         ticket.options = dict(stimulus.options)
         self._wait(ticket)
+
+    def began(self, stimulus: AnswerBegan) -> None:
+        ticket = self._board.tickets.get(stimulus.request)
+        if ticket is None or ticket.replica is None or ticket.place is None:
+            return
+        if ticket.place.breaker.began(ticket.request):
+            ticket.place.tell("answers again")
+            self._board.index(ticket.model)
 
     def ended(self, stimulus: RequestEnded) -> None:
         board = self._board
