@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from tests.fleet.conftest import Rig, config_of, eventually, running_rig, spawn_gateway
 from tests.fleet.scripted_neuron import Call, ScriptedNeuron, chunks_of
 from tests.fleet.test_broken_answers import last_event
+from tests.processes import Daemon, clean_environment
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -131,6 +134,29 @@ async def test_a_client_that_never_reads_does_not_keep_the_gateway(tmp_path: Pat
             await response.content.readexactly(10)
             rig.daemon.signal(signal.SIGTERM)
             assert await asyncio.to_thread(rig.daemon.wait, 10) == 0
+
+
+@pytest.mark.parametrize("command", [["-m", "cortex_gateway"], ["-m", "cortex_cli", "serve"]])
+async def test_a_hang_up_that_comes_too_early_is_followed_later(
+    tmp_path: Path, command: list[str]
+) -> None:
+    """As from a `systemctl reload` right after the start. The configuration is a pipe at first, so
+    that the signal comes while it is being read."""
+    pipe, later = tmp_path / "cortex.toml", tmp_path / "later"
+    os.mkfifo(pipe)
+    later.write_text(config_of([], drain_s=7), "utf-8")
+    arguments = [sys.executable, *command, "--config", str(pipe)]
+    daemon = Daemon("gateway", arguments, clean_environment())
+    try:
+        with await asyncio.to_thread(pipe.open, "w") as end:  # waits for the reader
+            daemon.signal(signal.SIGHUP)
+            later.rename(pipe)
+            end.write(config_of([]))
+        line = await asyncio.to_thread(daemon.wait_log, "reload")
+        assert "gateway.drain_s" in line.string
+    finally:
+        await asyncio.to_thread(daemon.stop)
+    assert daemon.process.returncode == 0
 
 
 async def refusal(tmp_path: Path, config: str, environment: dict[str, str] | None = None) -> str:

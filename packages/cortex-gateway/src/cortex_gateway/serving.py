@@ -80,6 +80,7 @@ async def _serve(gateway: Gateway, listeners: dict[str, socket.socket]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
         loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # see `hold_reloads`
         # What was imported lives for ever; without it, collections are short, and short pauses
         # are what the gap between two tokens is made of.
         gc.collect()

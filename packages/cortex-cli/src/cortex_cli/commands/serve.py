@@ -26,6 +26,10 @@ _INSTALLED = Path("/etc/cortex/cortex.toml")
 @click.option("--metrics-listen", metavar="HOST:PORT", help="Overrides gateway.metrics_listen.")
 def serve(path: Path | None, listen: str | None, metrics_listen: str | None) -> None:
     """Run the gateway until SIGTERM or Ctrl-C; SIGHUP has it read its configuration again."""
+    from cortex_gateway import hold_reloads
+    from cortex_gateway import serve as run
+
+    hold_reloads()
     if path is None and _INSTALLED.exists():
         path = _INSTALLED
     flags = {"gateway.listen": listen, "gateway.metrics_listen": metrics_listen}
@@ -36,6 +40,4 @@ def serve(path: Path | None, listen: str | None, metrics_listen: str | None) -> 
 
     if not config.neurons:
         note("no neuron is configured: every model will be unknown ([[neurons]] in cortex.toml)")
-    from cortex_gateway import serve as run
-
     sys.exit(run(config, read))
