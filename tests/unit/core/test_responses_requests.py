@@ -177,6 +177,7 @@ def test_a_tool_that_nobody_here_could_run_is_left_out_beside_others_and_listed(
     hosted = [
         {"type": "web_search", "external_web_access": False},
         {"type": "image_generation", "output_format": "png"},
+        {"type": "tool_search", "execution": "client"},
         {"type": "web_search_preview_2025_03_11"},
     ]
     translation = translated(tools=[*hosted, FUNCTION], client_metadata={"a": "b"})
@@ -185,6 +186,7 @@ def test_a_tool_that_nobody_here_could_run_is_left_out_beside_others_and_listed(
     assert translation.ignored == (
         "client_metadata",
         "tools.image_generation",
+        "tools.tool_search",
         "tools.web_search",
         "tools.web_search_preview_2025_03_11",
     )
