@@ -26,6 +26,7 @@ from cortex_core.envelopes.admin import (
 )
 from cortex_core.envelopes.models import ModelList
 from cortex_core.errors import parse_openai
+from cortex_gateway.upstream import cause_of
 
 __all__ = ["DEFAULT_URL", "Gateway", "Placed", "url_option"]
 
@@ -201,7 +202,7 @@ class Gateway:
                     )
                 yield response
         except aiohttp.ClientConnectorError as error:
-            raise self._unreachable(_reason(error)) from None
+            raise self._unreachable(cause_of(error)) from None
         except aiohttp.ConnectionTimeoutError:
             raise self._unreachable("no connection within 5 s") from None
         except aiohttp.InvalidURL:
@@ -227,13 +228,6 @@ class Gateway:
             raise Failure(
                 f"{self.url} does not answer like a cortex gateway of this version: {error}"
             ) from None
-
-
-def _reason(error: aiohttp.ClientConnectorError) -> str:
-    """`connection refused` rather than a sentence with the host in it twice."""
-    number = error.os_error.errno
-    text = os.strerror(number) if number and number > 0 else str(error.os_error)
-    return text[:1].lower() + text[1:]
 
 
 def _seconds(retry_after: str | None) -> int | None:

@@ -6,6 +6,7 @@ Owns connections and the neurons' bearer tokens; decides nothing about where a r
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -139,11 +140,23 @@ def cause_of(error: BaseException) -> str:
         return "it closed the connection"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "its answer broke off"
+    if isinstance(error, ssl.SSLError):  # whose errno is none of the system's
+        return _tls_cause_of(error)
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
         return "its answer is not HTTP"
     return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _tls_cause_of(error: ssl.SSLError) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        # `Hostname mismatch, certificate is not valid for …`
+        why = str(getattr(error.certificate_error, "verify_message", "")).partition(",")[0]
+        return f"its certificate is not trusted: {why}".rstrip(": ")
+    of_ssl = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    why = str(getattr(of_ssl, "reason", None) or "the handshake failed")
+    return f"it does not speak TLS with us: {why.lower().replace('_', ' ')}"
 
 
 def fault_of(node: str, error: BaseException) -> CortexError:
