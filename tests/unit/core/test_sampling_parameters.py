@@ -51,6 +51,8 @@ def decoded(decode: Decode, body: dict[str, Any], **more: Any) -> Any:
         ("logit_bias", [1]),
         ("dry_sequence_breakers", ["x"] * 17),
         ("dry_sequence_breakers", "x"),
+        ("stop", ["x"] * 65),
+        ("stop", "x" * 1025),
     ],
 )
 def test_a_value_out_of_range_is_named(
@@ -69,6 +71,7 @@ def test_a_value_out_of_range_is_named(
         ("dry_sequence_breakers", ["x", ""], "dry_sequence_breakers[1]"),
         ("dry_sequence_breakers", ["é" * 21], "dry_sequence_breakers[0]"),
         ("dry_sequence_breakers", ["a\0b"], "dry_sequence_breakers[0]"),
+        ("stop", ["x" * 1024, "é" * 513], "stop[1]"),
     ],
 )
 def test_the_wrong_one_of_several_is_named(

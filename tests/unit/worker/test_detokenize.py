@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -90,6 +91,18 @@ def test_a_stop_string_may_be_cut_within_a_character() -> None:
     texts, stream = feed([data[n : n + 1] for n in range(len(data))], "漢字")
     assert "".join(texts) == "ja "
     assert stream.is_stopped
+
+
+def test_a_long_stop_string_takes_no_more_memory_than_it_is_long() -> None:
+    stop = "x" * 60_000
+    tracemalloc.start()
+    try:
+        texts, _ = feed([b"a", b"xxx", b"b"], stop)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert texts == ["a", "", "xxxb", ""]
+    assert peak < 2 * len(stop)
 
 
 cuts = st.lists(st.integers(0, 60), max_size=20)

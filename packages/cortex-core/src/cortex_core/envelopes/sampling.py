@@ -124,6 +124,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "dry_penalty_last_n": (-1, 2**31 - 1),
 }
 _BIAS = 100.0
+_MOST_STOPS = 64
+_LONGEST_STOP = 1024  # bytes
 _MOST_BREAKERS = 16
 _LONGEST_BREAKER = 40  # bytes; llama.cpp would cut a longer one
 
@@ -155,6 +157,7 @@ def check_ranges(request: SamplingParameters) -> None:
     for token, bias in (request.logit_bias or {}).items():
         _check_bias(token, bias)
     _check_breakers(request.dry_sequence_breakers or [])
+    _check_stops(request.stop or [])
 
 
 def _check_bias(token: str, bias: float) -> None:
@@ -181,6 +184,18 @@ def _check_breakers(breakers: list[str]) -> None:
                 f"{name}[{index}]: must be from 1 to {_LONGEST_BREAKER} bytes of text without a "
                 "zero character",
                 param=f"{name}[{index}]",
+            )
+
+
+def _check_stops(stop: str | list[str]) -> None:
+    stops = [stop] if isinstance(stop, str) else stop
+    if len(stops) > _MOST_STOPS:
+        raise InvalidRequest(f"stop: at most {_MOST_STOPS} of them, got {len(stops)}", param="stop")
+    for index, text in enumerate(stops):
+        if (size := len(text.encode())) > _LONGEST_STOP:
+            name = "stop" if isinstance(stop, str) else f"stop[{index}]"
+            raise InvalidRequest(
+                f"{name}: must be at most {_LONGEST_STOP} bytes, got {size}", param=name
             )
 
 

@@ -39,8 +39,10 @@ class TextStream:
     def __init__(self, pieces: Pieces, stops: Sequence[str] = ()) -> None:
         self._pieces = pieces
         self._stops = tuple(stop for stop in stops if stop)
-        self._heads = frozenset(s[:n] for s in self._stops for n in range(1, len(s)))
-        self._longest_head = max((len(head) for head in self._heads), default=0)
+        self._by_first: dict[str, list[str]] = {}
+        for stop in self._stops:
+            self._by_first.setdefault(stop[0], []).append(stop)
+        self._longest_head = max((len(stop) - 1 for stop in self._stops), default=0)
         self._decoder = new_decoder("replace")
         self._is_mid_character = False
         self._held = ""
@@ -83,9 +85,10 @@ class TextStream:
             _, start, self.stopped_by = min(met)
             self._held = ""
             return text[:start]
-        for size in range(min(self._longest_head, len(text)), 0, -1):
-            if text[-size:] in self._heads:
-                self._held = text[-size:]
-                return text[:-size]
+        for start in range(max(len(text) - self._longest_head, 0), len(text)):
+            for stop in self._by_first.get(text[start], ()):
+                if stop.startswith(text[start:]):
+                    self._held = text[start:]
+                    return text[:start]
         self._held = ""
         return text
