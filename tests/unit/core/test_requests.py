@@ -192,7 +192,8 @@ def test_what_has_no_effect_is_listed():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("encoding_format", "int8"), ("dimensions", 0), ("dimensions", "8")]
+    ("name", "value"),
+    [("encoding_format", "int8"), ("dimensions", 0), ("dimensions", "8"), ("dimensions", 2**70)],
 )
 def test_an_embedding_option_that_is_none_is_named(name: str, value: Any):
     with pytest.raises(InvalidRequest) as refused:

@@ -31,7 +31,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True):
     model: str
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    dimensions: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
 
     @property
     def inputs(self) -> list[str | list[int]]:
