@@ -163,6 +163,19 @@ def test_a_token_file_without_a_token_is_refused_by_the_keys_name(
         assert caught.value.key == key
 
 
+def test_a_path_that_cannot_even_be_looked_at_is_refused(write):
+    """Too long, for one; pathlib raises for that, as it does for folders of others."""
+    for key, load, text in (
+        ("gateway.admin_token_file", load_gateway_config, '[gateway]\nadmin_token_file = "{}"'),
+        ("gateway.tls_cert", load_gateway_config, '[gateway]\ntls_cert = "{}"\ntls_key = "."'),
+        ("token_file", load_neuron_config, 'token_file = "{}"'),
+        ("models.local[0]", load_neuron_config, '[models]\nlocal = ["{}"]'),
+    ):
+        with pytest.raises(ConfigError, match="no such f") as caught:
+            load(write(text.format("x" * 300)), {})
+        assert caught.value.key == key
+
+
 def test_a_state_folder_below_a_file_is_refused(write, tmp_path: Path):
     (tmp_path / "file").touch()
     for folder in ("file", "file/deep/er"):

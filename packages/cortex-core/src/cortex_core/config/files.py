@@ -1,10 +1,12 @@
 """The files that a configuration names: found beside it, and looked into before anything starts.
 
-A check changes nothing on the disk.
+A check changes nothing on the disk. What may not be looked at counts as not there, which pathlib
+would raise for.
 """
 
 from __future__ import annotations
 
+import os.path
 import ssl
 from pathlib import Path
 
@@ -21,7 +23,7 @@ def beside(config: Path | None, path: str | None) -> str | None:
 
 def check_file(path: str | None, source: str, key: str) -> None:
     """None is fine. Raises ConfigError."""
-    if path is not None and not Path(path).is_file():
+    if path is not None and not os.path.isfile(path):
         raise ConfigError(source, key, f"no such file: {path}")
 
 
@@ -63,6 +65,6 @@ def check_folder(path: str | None, source: str, key: str) -> None:
     """A folder, or one that could be made; None is fine. Raises ConfigError."""
     if path is None:
         return
-    there = next(p for p in (Path(path), *Path(path).absolute().parents) if p.exists())
+    there = next(p for p in (Path(path), *Path(path).absolute().parents) if os.path.exists(p))
     if not there.is_dir():
         raise ConfigError(source, key, f"{there} is no folder")

@@ -148,7 +148,7 @@ def load_neuron_config(
         raise ConfigError(source, "listen", str(error)) from None
     check_token(config.token_file, source, "token_file")
     for index, folder in enumerate(config.models.local):
-        if not Path(folder).is_dir():
+        if not os.path.isdir(folder):
             raise ConfigError(source, f"models.local[{index}]", f"no such folder: {folder}")
     for model, file in config.chat_templates.items():
         check_file(file, source, f"chat_templates.{model}")
