@@ -378,7 +378,7 @@ class Context:
         if not self._window:
             return True
         first = lib.llama_memory_seq_pos_min(self._memory, sequence)
-        return 0 <= first <= max(length - self._window, 0)
+        return 0 <= first <= max(length + 1 - self._window, 0)
 
     def save(self, sequence: int) -> npt.NDArray[np.uint8]:
         """All that a sequence holds, to be put back by `restore`. Raises LlamaError.
