@@ -229,6 +229,8 @@ class _Model(threading.Thread):
         self._worker = worker
         self._command = command
         self._unload_ops: list[int] = []
+        self._leaving = threading.Lock()
+        self._has_left = False
         self._reported_at = 0.0
         self.engine: Engine | EmbeddingEngine | None = None
         self._tokenizing: Tokenizing | None = None
@@ -272,8 +274,14 @@ class _Model(threading.Thread):
         return is_idle and (engine is None or engine.is_idle)
 
     def unload(self, op: int) -> None:
-        self._unload_ops.append(op)
-        self.stop()
+        with self._leaving:
+            has_left = self._has_left  # since it was looked up
+            if not has_left:
+                self._unload_ops.append(op)
+        if has_left:
+            self._worker.outbox.send(Unloaded(op, self._command.model))
+        else:
+            self.stop()
 
     def stop(self) -> None:
         """End the engine, which parks what it has cached."""
@@ -322,6 +330,8 @@ class _Model(threading.Thread):
         worker.forget(command.model)
         if fault is not None:
             worker.outbox.send(LoadFailed(command.op, command.model, fault))
+        with self._leaving:
+            self._has_left = True
         for op in self._unload_ops:
             worker.outbox.send(Unloaded(op, command.model))
 
