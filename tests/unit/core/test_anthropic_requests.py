@@ -168,13 +168,22 @@ def test_what_agents_send_by_carelessness_is_taken() -> None:
         {"role": "user", "content": None},
         {"role": "assistant", "content": []},
         {"role": "user", "content": []},
-        {"role": "system", "content": "note"},
         {"role": "user", "content": [text("")]},
     ) == [
         {"role": "user", "content": ""},
         {"role": "user", "content": ""},
-        {"role": "system", "content": "note"},
         {"role": "user", "content": ""},
+    ]
+
+
+def test_what_the_system_says_later_is_a_reminder_where_it_was_said() -> None:
+    told = [{"role": "system", "content": word} for word in ("one", "two")]
+    assert messages_of(*told, user(text("x")), *told) == [
+        {"role": "system", "content": "one"},
+        {"role": "system", "content": "two"},
+        {"role": "user", "content": "x"},
+        {"role": "user", "content": "<system-reminder>\none\n</system-reminder>"},
+        {"role": "user", "content": "<system-reminder>\ntwo\n</system-reminder>"},
     ]
 
 

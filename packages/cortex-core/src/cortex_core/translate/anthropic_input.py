@@ -58,7 +58,8 @@ def chat_messages(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             found += _asked(_blocks(content, f"{at}.content"), f"{at}.content")
         elif role == "system":
             text = "\n\n".join(_texts(content, f"{at}.content"))
-            found.append({"role": "system", "content": text})
+            is_head = all(before["role"] == "system" for before in found)
+            found.append({"role": "system", "content": text} if is_head else _reminder(text))
         else:
             raise InvalidRequest(
                 f"{at}.role: expected user, assistant or system, got {role!r}", param=f"{at}.role"
@@ -80,6 +81,13 @@ def _wants_citations(content: Any) -> bool:
         elif isinstance(citations, dict) and citations.get("enabled"):
             return True
     return False
+
+
+def _reminder(text: str) -> dict[str, Any]:
+    """What the system says in the middle of a conversation. Templates know of no such turn: they
+    reject it, leave it out, or move it to the front, where it costs the whole cached prompt. Claude
+    Code, which says so every few turns, had marked it like this in the user's before."""
+    return {"role": "user", "content": f"<system-reminder>\n{text}\n</system-reminder>"}
 
 
 def unseen_results(messages: Iterable[dict[str, Any]]) -> list[str]:
