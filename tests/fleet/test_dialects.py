@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from cortex_core.errors import CortexError, InvalidRequest, UpstreamFailed
 from cortex_core.translate.names import Names
 from cortex_core.wire import sse
 from cortex_gateway import proxy
-from cortex_gateway.dialects import Counting, Dialect, Route
+from cortex_gateway.dialects import DIALECTS, Counting, Dialect, Route
 from tests.fleet.in_process import Desk, be_impatient, running_desk
 from tests.fleet.scripted_neuron import Call, ScriptedNeuron, chunks_of, completion
 
@@ -440,3 +441,32 @@ async def test_a_long_body_is_translated_on_a_thread(
     reply = await desk.ask("/shout", shout()).reply()
     assert json.loads(reply.body)["shouted"] == "HELLO"
     assert (await desk.ask("/shout", body).reply()).status == 400
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"previous_response_id": "resp_1"},
+        {"input": [{"type": "item_reference", "id": "msg_1"}]},
+    ],
+)
+async def test_what_goes_on_from_a_kept_response_is_translated_on_a_thread(
+    a: ScriptedNeuron, more: dict[str, Any]
+) -> None:
+    """Few bytes of a client's may stand for megabytes of conversation."""
+    threads: list[threading.Thread] = []
+    route = DIALECTS["/v1/responses"]
+
+    def translate(body: bytes) -> Any:
+        threads.append(threading.current_thread())
+        assert route.translate is not None
+        return route.translate(body)
+
+    routes = {"/v1/responses": route._replace(translate=translate)}
+    async with running_desk(a, routes=routes) as desk:
+        body = {"model": "m", "input": "hi"}
+        assert (await desk.ask("/v1/responses", body | more).reply()).status == 404
+        a.script = lambda call: call.answer(completion("hello"))
+        assert (await desk.ask("/v1/responses", body).reply()).status == 200
+    assert threads[0] is not threading.current_thread()
+    assert threads[1] is threading.current_thread()

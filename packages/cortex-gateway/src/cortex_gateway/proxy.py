@@ -55,6 +55,9 @@ CLIENT_GONE_STATUS = 499  # nginx's number; never sent, only counted
 # A longer body is translated on a thread: other streams would wait for milliseconds.
 TRANSLATED_AT_ONCE_BYTES = 256 * 1024
 
+# So is one that may go on from a response that was kept, of whatever length.
+STANDING_FOR_MORE = (b'"previous_response_id"', b'"item_reference"')
+
 # The client's headers that a neuron acts on. Nothing else is passed: an Authorization is meant for
 # the gateway, and the rest is between the client and the gateway.
 FORWARDED = {
@@ -383,6 +386,6 @@ def _forwarded(headers: Headers) -> dict[str, str]:
 
 
 async def _translated(translate: Callable[[bytes], Translation], body: bytes) -> Translation:
-    if len(body) > TRANSLATED_AT_ONCE_BYTES:
+    if len(body) > TRANSLATED_AT_ONCE_BYTES or any(name in body for name in STANDING_FOR_MORE):
         return await asyncio.to_thread(translate, body)
     return translate(body)
