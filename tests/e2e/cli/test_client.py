@@ -84,6 +84,29 @@ def test_chat_puts_reasoning_beside_the_pipe(cortex: Cortex) -> None:
     assert len(reasoning.strip().splitlines()) > 1
 
 
+@pytest.mark.parametrize("command", [("chat", QUESTION), ("status",), ("models", "--json")])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_line_and_no_success(
+    cortex: Cortex, command: tuple[str, ...], unbuffered: str
+) -> None:
+    environment = {"CORTEX_URL": cortex.url, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cortex_cli", *command],
+            env=clean_environment(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    *reasoning, last = done.stderr.splitlines()
+    assert last == "error: no space left on device"
+    assert not any("Traceback" in line for line in reasoning)
+
+
 def test_chat_takes_a_piped_message(cortex: Cortex) -> None:
     done = cortex("chat", *GREEDY, "--no-think", stdin=f"{QUESTION}\n")
     assert "Paris" in done.stdout

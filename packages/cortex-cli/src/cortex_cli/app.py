@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 it failed; 2 wrong usage or configuration; 130 interrupted
 
 from __future__ import annotations
 
+import errno
 import importlib
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 
 from cortex_cli import __version__
 from cortex_cli.failure import Failure
-from cortex_cli.terminal import complain
+from cortex_cli.terminal import complain, end_stdout
 from cortex_core.config.loader import ConfigError
 from cortex_core.errors import CortexError
 
@@ -63,6 +64,13 @@ class _Edge(click.Group):
             ctx.exit(1)
         except KeyboardInterrupt:
             ctx.exit(130)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # nobody reads the output any more: click ends in silence
+            end_stdout()
+            what = f"{error.filename}: " if error.filename else ""
+            complain(what + str(error.strerror or error).lower())
+            ctx.exit(1)
 
 
 @click.command(

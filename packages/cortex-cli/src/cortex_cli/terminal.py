@@ -6,6 +6,7 @@ model or a server is printed as text: never as markup, never as terminal control
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 
@@ -13,7 +14,15 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["complain", "console", "emit_json", "err_console", "note", "plain"]
+__all__ = [
+    "complain",
+    "console",
+    "emit_json",
+    "end_stdout",
+    "err_console",
+    "note",
+    "plain",
+]
 
 # A table in a pipe has no window to fit into; the default of 80 columns would cut cells short.
 _PIPE_WIDTH = 200
@@ -61,3 +70,14 @@ def note(message: str) -> None:
 def emit_json(raw: bytes) -> None:
     """JSON to stdout, undecorated."""
     click.echo(raw)
+
+
+def end_stdout() -> None:
+    """Write what is left; what cannot be written (a full disk) is thrown away, so that the
+    interpreter does not fail with it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
