@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cortex_core.wire.ipc import Generate, Priority, Sampling
@@ -171,6 +171,16 @@ STIMULI = st.one_of(
     st.lists(STIMULI, max_size=40),
     st.sampled_from([(0, True), (0, False), (50, True), (200, True)]),
     st.sampled_from([0, 150, 10**6]),
+)
+@example(  # what has ended is less than those who run need, and the youngest has to go, too
+    [
+        ([0], 1, "interactive"),
+        ([0] * 6, 14, "interactive"),
+        ([0, 0, 1, 0, 0, 0, 0, 0, 0], 12, "interactive"),
+        ([0], 12, "interactive"),
+    ],
+    (50, True),
+    0,
 )
 def test_whoever_is_paused_and_resumed_all_that_stay_are_answered_in_full(
     stimuli: list[tuple[Any, ...]], layout: tuple[int, bool], budget: int

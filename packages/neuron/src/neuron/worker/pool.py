@@ -133,21 +133,27 @@ class Pool(KV):
         ops.append(Trim(sequence, 0))
         self.clear(sequence)
 
-    def _evict(self, need: int, ops: list[Op], keep: int = -1) -> bool:
+    def _evict(self, need: int, ops: list[Op], keep: int = -1) -> None:
         """Empty ended sequences, those idle for longest first, until `need` cells are free."""
         pool = self._pool
         promised = sum(self._reserved.values())
         while pool.free - promised < need:
             ended = [each for each in self._ended() if each != keep]
             if not ended:
-                return False
+                return
             ops += self._give_up(ended[0], 0)
-        return True
 
     def make_room(self, count: int) -> list[Op] | None:
-        """What to evict so that `count` more cells can be written; None if that is not enough."""
+        """What to evict so that `count` more cells can be written; None if all of it would not be
+        enough: then nothing is."""
+        pool, promised = self._pool, sum(self._reserved.values())
+        if pool.free - promised >= count:
+            return []
+        if pool.held_by(list(self._busy)) + promised + count > pool.capacity:
+            return None
         ops: list[Op] = []
-        return ops if self._evict(count, ops) else None
+        self._evict(count, ops)
+        return ops
 
     def _give_up(self, sequence: int, length: int) -> list[Op]:
         ops = super()._give_up(sequence, length)
