@@ -8,7 +8,6 @@ import gc
 import logging
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -49,7 +48,6 @@ def serve(config: GatewayConfig, read: Callable[[], GatewayConfig] | None = None
     mend()
     listeners: dict[str, socket.socket] = {}
     try:
-        _check_certificate(config.gateway)
         for what, key in LISTENERS.items():
             address = getattr(config.gateway, key)
             if address is not None:
@@ -158,21 +156,6 @@ async def _run_server(
     # Agents send long headers; what is beyond this is not one.
     config.h11_max_incomplete_size = 64 * 1024
     await hypercorn_serve(app, config, shutdown_trigger=until)  # type: ignore[arg-type]
-
-
-def _check_certificate(settings: GatewaySection) -> None:
-    """Raises ConfigError for a certificate or key that cannot be used, before anything listens."""
-    if settings.tls_cert is None:
-        return
-    try:
-        # An encrypted key would be asked for on a terminal; an empty passphrase fails instead.
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-            settings.tls_cert, settings.tls_key, password=""
-        )
-    except OSError as error:  # ssl.SSLError is one
-        why = error.strerror or str(error)
-        files = f"{settings.tls_cert} and {settings.tls_key}"
-        raise ConfigError("gateway.tls_cert", None, f"cannot use {files}: {why}") from None
 
 
 def _bind(key: str, address: str) -> socket.socket:

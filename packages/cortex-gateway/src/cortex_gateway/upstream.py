@@ -8,17 +8,16 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from cortex_core.config.files import read_token
 from cortex_core.config.gateway import NeuronEntry
-from cortex_core.config.loader import ConfigError
 from cortex_core.errors import CortexError, NodeUnavailable, UpstreamFailed
 
-__all__ = ["NETWORK_ERRORS", "Neuron", "Upstream", "cause_of", "fault_of", "read_token"]
+__all__ = ["NETWORK_ERRORS", "Neuron", "Upstream", "cause_of", "fault_of"]
 
 # Shorter than the 5 s after which common servers (hypercorn, uvicorn, Node) drop an idle
 # connection: a request must not be sent down a connection that the other end is closing.
@@ -164,14 +163,3 @@ def fault_of(node: str, error: BaseException) -> CortexError:
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         return NodeUnavailable(f"the node {node} cannot be reached: {cause_of(error)}")
     return UpstreamFailed(f"the node {node} failed before it answered: {cause_of(error)}")
-
-
-def read_token(path: str) -> str:
-    """The one line of a file that holds a bearer token. Raises ConfigError."""
-    try:
-        token = Path(path).read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, None, f"cannot be read: {error}") from None
-    if not token or not token.isascii() or not token.isprintable():
-        raise ConfigError(path, None, "expected one line with a bearer token")
-    return token
