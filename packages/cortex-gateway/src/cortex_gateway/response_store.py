@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -79,6 +80,9 @@ class ResponseStore:
         self._database = _open(folder)
         # A file is read through a connection of its own: one that is writing makes readers wait.
         self._reader = self._database if folder is None else _connect(folder / FILE)
+        # Translations read on threads of theirs; to all who ask in the same words, Python gives the
+        # same prepared statement.
+        self._reading = threading.Lock()
         (self._bytes,) = self._database.execute(
             "SELECT coalesce(sum(size), 0) FROM responses"
         ).fetchone()
@@ -126,10 +130,11 @@ class ResponseStore:
         return None if stored is None else _named(name, stored)
 
     def _read(self, which: str, name: str) -> Stored | None:
-        row = self._reader.execute(
-            f"SELECT body FROM responses WHERE {which} AND kept_at > :too_old",
-            {"name": name, "too_old": self._now() - self._ttl_s},
-        ).fetchone()
+        with self._reading:
+            row = self._reader.execute(
+                f"SELECT body FROM responses WHERE {which} AND kept_at > :too_old",
+                {"name": name, "too_old": self._now() - self._ttl_s},
+            ).fetchone()
         return None if row is None else _decoder.decode(zlib.decompress(row[0]))
 
     # on the store's thread
