@@ -93,7 +93,7 @@ class Engine:
         self._die = die
 
         self._inbox: deque[Generate | Cancel | Pause | Resume | Prepared] = deque()
-        self._preparing: set[int] = set()
+        self._preparing: dict[int, float] = {}  # by request, until when
         self._arrival = threading.Condition()
         self._is_stopping = False
         self._stop_fault: Fault | None = None
@@ -116,13 +116,17 @@ class Engine:
 
     def submit(self, command: Generate | Cancel | Pause | Resume) -> None:
         if isinstance(command, Generate) and takes_long(command):
-            self._preparing.add(command.request)
-            self._intake.prepare(command, self._enqueue)
+            self._preparing[command.request] = time.monotonic() + self._loaded.params.max_wait_s
+            self._intake.prepare(command, self._enqueue, self._preparing.__contains__)
+            self._wake()
         else:
             self._enqueue(command)
 
     def _enqueue(self, command: Generate | Cancel | Pause | Resume | Prepared) -> None:
         self._inbox.append(command)
+        self._wake()
+
+    def _wake(self) -> None:
         with self._arrival:
             self._arrival.notify()
 
@@ -130,16 +134,15 @@ class Engine:
         """End `run` after the step in progress; requests still there fail with `fault`."""
         self._stop_fault = fault
         self._is_stopping = True
-        with self._arrival:
-            self._arrival.notify()
+        self._wake()
 
     @property
     def is_idle(self) -> bool:
         return not (self._inbox or self._streams or self._preparing)
 
     def state(self) -> ModelLoad:
-        """The load now; `step_s` ages while a step hangs."""
-        began = self._step_began
+        """The load now; `step_s` ages while a step hangs, or the compiling of a constraint."""
+        began = min(filter(None, (self._step_began, self._intake.began)), default=0.0)
         scheduler, kv = self._scheduler, self._kv
         running = kv.cells_running
         paused = len(scheduler.paused)
@@ -162,11 +165,11 @@ class Engine:
     def run(self) -> None:
         """Serve until `stop`."""
         while not self._is_stopping:
-            if self._inbox or self._scheduler.has_work:
+            if self._inbox or self._scheduler.has_work or self._preparing:
                 self._turn()
                 continue
             with self._arrival:
-                while not (self._inbox or self._is_stopping):
+                while not (self._inbox or self._preparing or self._is_stopping):
                     self._arrival.wait()
         self._drain()
         if self._stop_fault is not None:
@@ -180,6 +183,9 @@ class Engine:
         if self._threads is not None:
             self._threads.shutdown()
         self._intake.close()
+        for left in self._inbox:
+            if isinstance(left, Prepared) and left.stream is not None:
+                left.stream.free()
         self._memory.park_all()
         self._context.free()
         self._loaded.held.close()
@@ -192,8 +198,9 @@ class Engine:
         self._flush()
         batch = self._scheduler.next()
         if batch is None:
-            with self._arrival:  # all who wait do so for room that only time or a command brings
-                self._arrival.wait(_LOOK_AGAIN_S)
+            with self._arrival:  # all who wait do so for what only time or a command brings
+                if not self._inbox:
+                    self._arrival.wait(_LOOK_AGAIN_S)
             return
         self._step_began = time.monotonic()
         try:
@@ -245,12 +252,12 @@ class Engine:
         self._scheduler.enqueue(stream)
 
     def _accept_prepared(self, prepared: Prepared) -> None:
-        is_wanted = prepared.request in self._preparing
-        self._preparing.discard(prepared.request)
+        deadline = self._preparing.pop(prepared.request, None)
         if prepared.stream is None:
-            if is_wanted and prepared.fault is not None:
+            if deadline is not None and prepared.fault is not None:
                 self._failed.append(Failed(prepared.request, prepared.fault))
-        elif is_wanted:
+        elif deadline is not None:
+            prepared.stream.deadline = deadline
             self._accept(prepared.stream)
         else:
             prepared.stream.free()
@@ -259,20 +266,26 @@ class Engine:
         if stream := self._streams.get(request):
             stream.flush(self._deltas)
             self._finish(stream, "cancelled")
-        elif request in self._preparing:
-            self._preparing.discard(request)
+        elif self._preparing.pop(request, None) is not None:
             self._finished.append(Finished(request, "cancelled", Usage()))
 
     def _expire(self) -> None:
         """Those who have waited too long hear it."""
         now = time.monotonic()
-        if not self._scheduler.waiting or now < self._expire_at:
+        if not (self._scheduler.waiting or self._preparing) or now < self._expire_at:
             return
         self._expire_at = now + _EXPIRE_EVERY_S
+        waited = self._loaded.params.max_wait_s
+        for request in [one for one, until in self._preparing.copy().items() if now >= until]:
+            del self._preparing[request]
+            fault = NoCapacity(
+                f"the model {self._name!r} had not read the request's prompt or constraint within "
+                f"{waited:g} s (engine.max_wait_s)"
+            ).fault
+            self._failed.append(Failed(request, fault))
         late = [s for s in self._scheduler.waiting if now >= s.deadline and not s.started]
         for stream in late:
             self._release(stream)
-            waited = self._loaded.params.max_wait_s
             fault = NoCapacity(
                 f"the model {self._name!r} had no room for the request within {waited:g} s "
                 f"(engine.max_wait_s): {len(self._scheduler.decoding)} requests are running and "

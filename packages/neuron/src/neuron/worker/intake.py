@@ -1,7 +1,7 @@
 """From a Generate command to the stream that answers it: prompt, limits, reasoning, sampler.
 
-What may take long (compiling a constraint, DRY's look through the vocabulary) is done on a thread
-of its own, so that nobody else's tokens wait for it.
+What may take long is done on threads of its own, so that nobody else's tokens wait for it: on one
+constraints are compiled and DRY looks through the vocabulary, on another long prompts are cut up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ from neuron.worker.stream import Stream
 __all__ = ["Intake", "Prepared", "takes_long"]
 
 
+_LONG_PROMPT = 32 * 1024
+"""Characters, or tokens: a hundredth of a second's work."""
+
+
 def takes_long(command: Generate) -> bool:
+    return _is_compiled(command) or len(command.prompt) + len(command.suffix or "") > _LONG_PROMPT
+
+
+def _is_compiled(command: Generate) -> bool:
     return command.constraint is not None or command.sampling.dry_multiplier > 0
 
 
@@ -53,12 +61,27 @@ class Intake:
         self._vocabulary = loaded.model.vocabulary
         self._can_trim = can_trim
         self._grammars = Grammars(loaded.model, loaded.marks.ids if loaded.marks else ())
-        self._thread: ThreadPoolExecutor | None = None
+        self._threads: dict[bool, ThreadPoolExecutor] = {}
+        self._began = 0.0
 
-    def prepare(self, command: Generate, then: Callable[[Prepared], None]) -> None:
-        """Make the stream on another thread, which calls `then`."""
+    @property
+    def began(self) -> float:
+        """When the constraint that is being compiled was begun; 0: none is. On the monotonic
+        clock."""
+        return self._began
+
+    def prepare(
+        self,
+        command: Generate,
+        then: Callable[[Prepared], None],
+        is_wanted: Callable[[int], bool],
+    ) -> None:
+        """Make the stream on another thread, which calls `then`; unless the request is not wanted
+        any more when its turn comes."""
 
         def work() -> None:
+            if not is_wanted(command.request):
+                return
             stream = fault = None
             try:
                 stream = self.stream(command)
@@ -68,14 +91,15 @@ class Intake:
                 fault = InternalError(f"cannot take the request: {error!r}").fault
             then(Prepared(command.request, stream, fault))
 
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "intake")
-        self._thread.submit(work)
+        kind = _is_compiled(command)
+        if kind not in self._threads:
+            self._threads[kind] = ThreadPoolExecutor(1, "intake")
+        self._threads[kind].submit(work)
 
     def close(self) -> None:
         """Wait for what is being prepared: it reads the model's vocabulary."""
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
+        for thread in self._threads.values():
+            thread.shutdown(cancel_futures=True)
 
     def stream(self, command: Generate) -> Stream:
         """Raises ContextLengthExceeded or InvalidRequest."""
@@ -139,10 +163,19 @@ class Intake:
     ) -> Guide | None:
         if command.constraint is None:
             return None
+        self._began = time.monotonic()
+        try:
+            return self._compiled(command.constraint, prompt, reasoning)
+        finally:
+            self._began = 0.0
+
+    def _compiled(
+        self, constraint: Constraint, prompt: Int32s, reasoning: ReasoningState | None
+    ) -> Guide:
         marks, ends = self._loaded.marks, self._vocabulary.end_ids
-        if isinstance(command.constraint, Calls) and command.constraint.is_addressed:
-            return self._addressed(command.constraint, reasoning)
-        guide = self._grammars.compile(command.constraint)
+        if isinstance(constraint, Calls) and constraint.is_addressed:
+            return self._addressed(constraint, reasoning)
+        guide = self._grammars.compile(constraint)
         if reasoning is None or marks is None:
             return guide
         opening = marks.opening(prompt.tolist(), ends)
