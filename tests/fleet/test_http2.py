@@ -106,3 +106,16 @@ async def test_a_client_that_connects_through_is_refused_and_its_connection_live
         await client.until(StreamReset, refused)
         await client.until(StreamEnded, client.ask("GET", "/version"))
     assert "Traceback" not in rig.daemon.log
+
+
+async def test_a_body_that_goes_on_after_its_refusal_leaves_the_connection_alone(rig: Rig) -> None:
+    async with talk(rig) as client:
+        stream = client.h2.get_next_available_stream_id()
+        pseudo = [(":method", "POST"), (":path", "/x"), (":scheme", "http"), (":authority", "x")]
+        client.h2.send_headers(stream, pseudo)
+        client.h2.send_data(stream, b"{")
+        client.send()
+        await client.until(StreamEnded, stream)
+        client.h2.send_data(stream, b"}")
+        client.h2.send_data(stream, b"", end_stream=True)
+        await client.until(StreamEnded, client.ask("GET", "/version"))

@@ -12,7 +12,8 @@ import contextlib
 
 import hypercorn.protocol
 from h2.errors import ErrorCodes
-from h2.events import RequestReceived
+from h2.events import DataReceived, RequestReceived
+from h2.events import Event as H2Event
 from h2.exceptions import ProtocolError
 from hypercorn.asyncio import run
 from hypercorn.asyncio.tcp_server import TCPServer
@@ -142,6 +143,17 @@ class _Http2(h2.H2Protocol):
                 await buffer.close()
                 await self._window_updated(event.stream_id)  # its sender finds out, and drops it
         await super().stream_send(event)
+
+    async def _handle_events(self, events: list[H2Event]) -> None:
+        """Flaw: more of a body whose request is answered already is the end of its connection."""
+        for event in events:
+            if isinstance(event, DataReceived) and event.stream_id not in self.streams:
+                with contextlib.suppress(ProtocolError):
+                    length = event.flow_controlled_length
+                    self.connection.acknowledge_received_data(length, event.stream_id)
+            else:
+                await super()._handle_events([event])
+        await self._flush()
 
     async def _create_stream(self, request: RequestReceived) -> None:
         """Flaw: a CONNECT, which has no path, is the end of its connection."""
