@@ -32,10 +32,11 @@ class Cache:
         pool: int = 0,
         sequences: int = 8,
         can_trim: bool = True,
+        window: int = 0,
         host: HostCache | None = None,
         tile: Tile | None = None,
     ) -> None:
-        self.context = SimulatedContext(pool=pool, can_trim=can_trim)
+        self.context = SimulatedContext(pool=pool, can_trim=can_trim, window=window)
         self.kv: KV
         if pool:
             self.kv = Pool(parallel, context, cells=pool, sequences=sequences, host=host, tile=tile)

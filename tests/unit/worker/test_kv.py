@@ -17,6 +17,7 @@ from neuron.worker.host_cache import HostCache
 from neuron.worker.kv import RECOMPUTED, SMALL, Placement, Wait
 from neuron.worker.tile import TILE, Tile
 from tests.unit.worker.cached import LONG, Cache, ids, place
+from tests.unit.worker.simulated_context import SimulatedContext
 
 # the partitioned layout
 
@@ -332,93 +333,7 @@ def test_of_memory_that_cannot_be_cut_only_a_snapshot_is_waited_for() -> None:
     assert place(cache.acquire([*prompt[:200], 1, 2])) == (1, 0)
 
 
-# the unified layout
-
-
-def test_a_prefix_is_shared_and_its_cells_count_once() -> None:
-    cache = Cache(4, 1024, pool=1024)
-    cache.start(*range(100), 1, 2)
-    placement = cache.start(*range(100), 7, 8)
-    assert (placement.cached, placement.source) == (100, "live")
-    assert cache.kv.cells_used == cache.context.used == 104
-    assert cache.kv.cells_running == 104
-
-
-def test_more_than_may_run_stay_as_cache() -> None:
-    cache = Cache(1, 256, pool=256)
-    for n in range(4):
-        cache.serve(*range(100 * n, 100 * n + 40))
-    assert cache.kv.cells_used == 160
-    for n in range(4):
-        assert cache.serve(*range(100 * n, 100 * n + 40), 7, 8, 9).source == "cache"
-
-
-def test_a_prompt_without_room_waits_and_evicts_nothing() -> None:
-    cache = Cache(2, 100, pool=160)
-    cache.serve(*range(20))
-    cache.start(*range(500, 580))
-    assert cache.acquire([*range(700, 790)]) is None
-    assert [*range(20)] in [cache.held(each) for each in range(8)]
-
-
-def test_the_longest_idle_is_evicted_for_a_prompt_that_needs_its_cells() -> None:
-    cache = Cache(1, 100, pool=100)
-    for n in range(3):
-        cache.serve(*range(100 * n, 100 * n + 30))
-    cache.start(*range(700, 735))
-    left = [cache.held(each) for each in range(8)]
-    assert [[*range(100 * n, 100 * n + 30)] in left for n in range(3)] == [False, True, True]
-
-
-def test_growing_evicts_what_has_ended_and_then_says_that_there_is_no_room() -> None:
-    cache = Cache(2, 60, pool=60)
-    cache.serve(*range(20))
-    running = cache.start(*range(100, 130)).sequence
-    cache.generate(running, *range(10))
-    assert cache.memory.make_room(1)
-    assert cache.kv.cells_used == cache.kv.cells_running == 40
-    cache.generate(running, *range(20))
-    assert not cache.memory.make_room(1)
-
-
-def test_a_suspended_sequence_goes_on_where_it_was() -> None:
-    host = HostCache(0)
-    cache = Cache(2, 200, pool=200, host=host)
-    cache.start(*range(50))
-    cache.generate(0, 7, 8, 9)
-    tokens = ids(*cache.held(0))
-    parked = cache.memory.suspend(0, tokens)
-    assert cache.context.used == cache.kv.cells_used == 0
-    placement = cache.acquire(tokens.tolist(), needs_logits=False)
-    assert isinstance(placement, Placement)
-    assert (placement.cached, placement.source) == (53, "host")
-    assert cache.held(placement.sequence) == tokens.tolist()
-    assert parked is not None
-    host.drop(parked)
-    assert host.size("") == 0
-
-
-def test_what_was_parked_is_no_reason_to_wait_where_the_prompt_alone_has_room() -> None:
-    host = HostCache()
-    host.put("", ids(*LONG), np.zeros(10, np.uint8))
-    prompt = [*LONG[:100], 7, 8, 9]
-    for pool, others in ((256, 0), (len(LONG), 200)):  # it never fits; it does not fit now
-        cache = Cache(2, 256, pool=pool, host=host)
-        if others:
-            cache.start(*range(others))
-        placement = cache.acquire(prompt)
-        assert isinstance(placement, Placement)
-        assert (placement.cached, placement.miss) == (0, "unusable")
-    assert host.size("") == 10, "it may fit the next prompt"
-
-
-def test_a_prefix_on_its_way_is_waited_for_where_what_was_parked_has_no_room() -> None:
-    host = HostCache()
-    host.put("", ids(*LONG), np.zeros(10, np.uint8))
-    cache = Cache(2, 400, pool=500, host=host)
-    first = cache.acquire([*LONG[:300], 7])
-    assert isinstance(first, Placement)
-    assert isinstance(cache.acquire([*LONG[:300], 8]), Wait)
+# anything
 
 
 requests = st.tuples(
@@ -426,34 +341,39 @@ requests = st.tuples(
     st.integers(0, 4),  # which running one ends first, if so many run
     st.integers(0, 12),  # tokens the new one generates at once
     st.integers(0, 20),  # prompt tokens computed at once
+    st.integers(0, 7),  # whose cells behind its window are written over, if it has one
 )
 
 
 @given(
     st.lists(requests, max_size=30),
-    st.sampled_from([(0, True), (0, False), (50, True), (200, True)]),
+    st.sampled_from([(0, True, 0), (0, False, 0), (50, True, 0), (200, True, 0), (60, True, 4)]),
     st.sampled_from([0, 150, 10**6]),
     st.sampled_from([0, 20, 60, 300]),
 )
-@example([([0] * 8, 0, 0, 8)], (50, True), 10**6, 60)  # what was parked is longer than the pool
+@example(
+    [([0] * 8, 0, 0, 8, 0)], (50, True, 0), 10**6, 60
+)  # what was parked is longer than the pool
 def test_whatever_comes_the_books_agree_with_the_memory(
-    trace: list[tuple[list[int], int, int, int]],
-    layout: tuple[int, bool],
+    trace: list[tuple[list[int], int, int, int, int]],
+    layout: tuple[int, bool, int],
     budget: int,
     parked: int,
 ) -> None:
-    pool, can_trim = layout
+    pool, can_trim, window = layout
     with (
         patch.object(kv_module, "WORTH", 3),
         patch.multiple(slots_module, SMALL=6, WORTH=3, _COPY_WORTH=4),
         patch.multiple(pool_module, WORTH=3, _MARGIN=2),
     ):
         host = HostCache(budget)
-        cache = Cache(3, 32, pool=pool, can_trim=can_trim, host=host)
-        before = np.zeros(parked, np.int32)  # by a model with another context
-        host.put("", before, np.frombuffer(before.tobytes(), np.uint8))
+        cache = Cache(3, 32, pool=pool, can_trim=can_trim, window=window, host=host)
+        before = SimulatedContext(window=window)  # of the model when it had another context
+        before.write(0, np.zeros(parked, np.int32))
+        host.put("", np.zeros(parked, np.int32), before.save(0))
         running: dict[int, list[int]] = {}
-        for prompt, leaver, answer, computed in trace:
+        for prompt, leaver, answer, computed, written_over in trace:
+            cache.context.write_over(written_over)
             if leaver < len(running):
                 leaving = [*running][leaver]
                 cache.kv.release(leaving)
@@ -465,11 +385,12 @@ def test_whatever_comes_the_books_agree_with_the_memory(
                 assert running[placement.sequence][: placement.length] == prompt[: placement.length]
                 continue
             if placement is None:
-                assert len(running) == 3 or (running and pool == 50)
+                assert len(running) == 3 or (running and pool in (50, 60))
                 continue
             sequence, cached = place(placement)
             assert sequence not in running
             assert cache.held(sequence) == prompt[:cached]
+            assert cache.context.holds(sequence, cached)
             assert cached <= max(len(prompt) - RECOMPUTED, 0)
             assert (placement.source == "none") == (cached == 0) == bool(placement.miss)
             running[sequence] = prompt
@@ -481,6 +402,8 @@ def test_whatever_comes_the_books_agree_with_the_memory(
                     cache.generate(sequence, token % 2)
             for each in range(len(cache.kv.lengths)):
                 cache.held(each)
+            for entry in host._entries:
+                assert len(entry.data) == 8 * len(entry.tokens)
             assert cache.kv.cells_used == cache.context.used
             assert cache.kv.cells_running <= cache.kv.cells_used
             assert host.bytes <= budget

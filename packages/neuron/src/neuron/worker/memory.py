@@ -32,7 +32,7 @@ class Memory:
         stops: tuple[int, ...] = (),
     ) -> Placement | Wait | None:
         """As `KV.acquire`, with everything in place. What turns out not to be there after all
-        counts as a miss."""
+        counts as a miss, and its cells have to be found like any others."""
         placement = self.kv.acquire(prompt, needs_logits=needs_logits, rank=rank, stops=stops)
         if not isinstance(placement, Placement):
             return placement
@@ -44,6 +44,9 @@ class Memory:
             self._context.trim(sequence, 0)
             self.kv.clear(sequence)
             placement.cached, placement.source, placement.miss = 0, "none", "unusable"
+            if not self.make_room(0):  # for what was to be shared
+                self.kv.release(sequence)
+                return None
         return placement
 
     def make_room(self, count: int) -> bool:
@@ -85,7 +88,8 @@ class Memory:
         for op in ops:
             match op:
                 case Park():
-                    self._park(op.sequence, op.tokens)
+                    if context.holds(op.sequence, len(op.tokens)):
+                        self._park(op.sequence, op.tokens)
                 case Trim():
                     if not context.trim(op.sequence, op.length):
                         is_sound = False
@@ -93,7 +97,7 @@ class Memory:
                     if context.holds(op.source, op.length):
                         context.copy(op.source, op.target, op.length)
                     else:
-                        is_sound = False
+                        self.kv.clear(op.target)
                 case Restore():
                     if not context.restore(op.sequence, op.entry.data):
                         self.kv.host.drop(op.entry)
