@@ -141,8 +141,10 @@ class Engine:
         return not (self._inbox or self._streams or self._preparing)
 
     def state(self) -> ModelLoad:
-        """The load now; `step_s` ages while a step hangs, or the compiling of a constraint."""
-        began = min(filter(None, (self._step_began, self._intake.began)), default=0.0)
+        """The load now; `step_s` ages while a step hangs, the parking or restoring of a sequence,
+        or the compiling of a constraint."""
+        parts = self._step_began, self._context.began, self._intake.began
+        began = min(filter(None, parts), default=0.0)
         scheduler, kv = self._scheduler, self._kv
         running = kv.cells_running
         paused = len(scheduler.paused)

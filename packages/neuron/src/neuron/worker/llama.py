@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -334,6 +335,8 @@ class Context:
             seq_id=self._pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
             logits=self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
+        self.began = 0.0
+        """When the save or restore in progress began, on the monotonic clock; 0: there is none."""
         self._logits_at = 0
         self._logits: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
 
@@ -396,7 +399,9 @@ class Context:
         size = lib.llama_state_seq_get_size(self.handle, identity)
         data = np.empty(size, np.uint8)
         pointer: Any = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        self.began = time.monotonic()
         written = lib.llama_state_seq_get_data(self.handle, pointer, size, identity)
+        self.began = 0.0
         if written == 0 or written > size:
             raise LlamaError(f"sequence {sequence} cannot be saved", take_lines())
         return data[:written]
@@ -406,10 +411,12 @@ class Context:
         model and KV type; the sequence is then empty."""
         identity: Any = sequence
         pointer: Any = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if lib.llama_state_seq_set_data(self.handle, pointer, len(data), identity):
-            return True
-        self.trim(sequence, 0)
-        return False
+        self.began = time.monotonic()
+        is_restored = bool(lib.llama_state_seq_set_data(self.handle, pointer, len(data), identity))
+        self.began = 0.0
+        if not is_restored:
+            self.trim(sequence, 0)
+        return is_restored
 
     def free(self) -> None:
         handle, self.handle = self.handle, None
