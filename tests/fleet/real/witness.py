@@ -163,10 +163,10 @@ class Witness:
 
 def _check_memory(state: NodeState) -> None:
     for device in state.devices:
-        taken = sum(m.memory_bytes for m in state.models if m.device == device.id)
+        held = {m.id: m.memory_bytes for m in state.models if m.device == device.id}
         total = device.memory_total_bytes
         assert total is not None
         most = total + RUNTIME_BYTES
-        assert taken <= most, f"{state.name} holds {taken} B, and has {total} B"
+        assert sum(held.values()) <= most, f"{state.name} holds {held} B, and has {total} B"
     ids = [model.id for model in state.models]
     assert len(ids) == len(set(ids)), f"{state.name} holds {ids}"

@@ -13,10 +13,20 @@ __all__ = ["free_here", "load_here"]
 
 
 def load_here(
-    path: str, params: EngineParams, on_progress: Callable[[float], bool] = lambda _: True
+    path: str,
+    params: EngineParams,
+    on_progress: Callable[[float], bool] = lambda _: True,
+    parked_bytes: Callable[[], int] = lambda: 0,
 ) -> LoadedModel | LoadedPooler:
     llama.start()
-    return load(path, params, device="cpu", vocabularies=Vocabularies(), on_progress=on_progress)
+    return load(
+        path,
+        params,
+        device="cpu",
+        vocabularies=Vocabularies(),
+        parked_bytes=parked_bytes,
+        on_progress=on_progress,
+    )
 
 
 def free_here(loaded: LoadedModel | LoadedPooler) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from msgspec import structs
 
@@ -15,6 +16,7 @@ from neuron.models.gguf import read_header
 from neuron.models.pooling import plan_passes, pools_last
 from neuron.models.preflight import Preflight
 from neuron.models.shape import shape_of
+from neuron.worker.host_cache import HostCache
 from tests.unit.worker.loading import free_here, load_here
 from tests.unit.worker.unlike_shapes import ExpertsShape, FusedShape
 from tests.unit.worker.worker_process import TINY
@@ -126,3 +128,20 @@ def test_what_takes_the_place_of_another_model_is_measured_in_full(models: dict[
         _, measured = both(models["qwen"], context=1024, parallel=4)
         buffers = measured.weights_bytes + measured.kv_bytes + measured.compute_bytes
         assert measured.memory_bytes >= buffers
+
+
+def test_what_others_park_meanwhile_is_not_the_model_s(models: dict[str, str]) -> None:
+    host = HostCache()
+
+    def park(_: float) -> bool:
+        if not host.all_bytes():
+            host.put("other", np.arange(8, dtype=np.int32), np.ones(64 * 2**20, np.uint8))
+        return True
+
+    params = EngineParams(context=256, parallel=1)
+    loaded = load_here(models["qwen"], params, on_progress=park, parked_bytes=host.all_bytes)
+    free_here(loaded)
+    assert host.all_bytes() == 64 * 2**20
+    measured = loaded.info
+    buffers = measured.weights_bytes + measured.kv_bytes + measured.compute_bytes
+    assert measured.memory_bytes < buffers + 32 * 2**20

@@ -115,6 +115,7 @@ def test_a_load_that_fails_gives_it_back(files: list[str]) -> None:
             EngineParams(),
             device="cpu",
             vocabularies=vocabularies,
+            parked_bytes=lambda: 0,
             on_progress=lambda _: False,
         )
     assert not is_freed(held)

@@ -309,6 +309,7 @@ class _Model(threading.Thread):
                     command.params,
                     device=worker.device,
                     vocabularies=worker.vocabularies,
+                    parked_bytes=worker.host.all_bytes,
                     on_progress=self._on_progress,
                 )
         except CortexError as error:

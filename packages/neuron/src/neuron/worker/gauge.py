@@ -8,6 +8,7 @@ any more, and the system takes their pages back when it needs them.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -33,10 +34,13 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class Gauge:
-    """Made before a load, on the thread that loads. Loads of one process must not overlap."""
+    """Made before a load, on the thread that loads. Loads of one process must not overlap.
+    `parked_bytes` is what the process holds of parked sequences: other models' park theirs while
+    this one loads, and a conversation may be larger than a model."""
 
-    def __init__(self, *, is_cpu: bool) -> None:
+    def __init__(self, *, is_cpu: bool, parked_bytes: Callable[[], int]) -> None:
         self._is_cpu = is_cpu
+        self._parked_bytes = parked_bytes
         llama.take_buffers()
         self._before = self._held()
         self._mapped_bytes = 0
@@ -71,4 +75,5 @@ class Gauge:
         if not self._is_cpu:
             return -llama.gpu_free_bytes()
         status = Path("/proc/self/status").read_text()
-        return 1024 * sum(int(kilobytes) for kilobytes in _HELD.findall(status))
+        held = 1024 * sum(int(kilobytes) for kilobytes in _HELD.findall(status))
+        return held - self._parked_bytes()

@@ -121,6 +121,11 @@ class HostCache:
         with self._lock:
             self._drop(entry)
 
+    def all_bytes(self) -> int:
+        """Held for all spaces, pinned ones included."""
+        with self._lock:
+            return sum(len(entry.data) for entry in self._entries)
+
     def size(self, space: str) -> int:
         """Bytes held for one space, pinned ones included."""
         with self._lock:

@@ -97,14 +97,16 @@ def load(
     *,
     device: str,
     vocabularies: Vocabularies,
+    parked_bytes: Callable[[], int],
     on_progress: Callable[[float], bool],
 ) -> LoadedModel | LoadedPooler:
-    """`on_progress` gets 0..1; False from it abandons the load with Conflict."""
+    """`on_progress` gets 0..1; False from it abandons the load with Conflict. `parked_bytes`: see
+    Gauge."""
     started = time.monotonic()
     files = _check_files(path)
     file_bytes = sum(size for _, _, size, _ in files)
     is_cpu = device.partition(":")[0] == "cpu"
-    gauge = Gauge(is_cpu=is_cpu)
+    gauge = Gauge(is_cpu=is_cpu, parked_bytes=parked_bytes)
     is_wanted = True
 
     def progress(fraction: float) -> bool:
