@@ -287,6 +287,19 @@ def test_a_conversation_from_before_the_model_was_loaded_again(
     assert taken[2] == gone_on(talk, longer)
 
 
+def test_what_was_parked_in_another_layout_cannot_be_read_and_that_is_said(
+    files: Files, taken: Tokens
+) -> None:
+    host, answers = HostCache(HOST_BYTES), []
+    for layout, miss in (("partitioned", "empty"), ("unified", "unusable")):
+        served = Served(files("plain"), host, kv=layout)
+        started = served.ask(1, prompt(1, 200))
+        assert (started.cached, started.source, started.miss) == (0, "none", miss)
+        served.engine.close()
+        answers.append(taken.pop(1))
+    assert answers[0] == answers[1]
+
+
 def test_a_conversation_from_before_the_worker_was_restarted(
     serve: Serve, kind: str, files: Files, taken: Tokens, gone_on: Cold, tmp_path: Path
 ) -> None:
