@@ -36,6 +36,8 @@ class Sequence:
     stops: tuple[int, ...] = ()
     order: int = 0
     """By arrival; a sequence that was suspended goes first."""
+    due: int = 0
+    """How many prompt tokens of anybody should be computed by the time its own are."""
     is_paused: bool = False
     """Nobody takes its tokens: it gets no row."""
 
@@ -93,6 +95,8 @@ class Scheduler(Generic[S]):
         self._left = 0
         """Prompt tokens still to be computed before the running sequences are due."""
         self._arrivals = 0
+        self._computed = 0
+        """Prompt tokens of anybody, ever."""
         self._active: Counter[str] = Counter()
 
     # who
@@ -125,9 +129,19 @@ class Scheduler(Generic[S]):
         if not self.prefilling:
             self._left = 0  # the running ones are due: to find a place may have taken a while
         if cached < sequence.prompt_size:
-            insort(self.prefilling, sequence, key=lambda s: (s.rank, s.order))
+            sequence.due = self._begins(sequence) + sequence.prompt_size - cached
+            insort(self.prefilling, sequence, key=lambda s: (s.rank, s.order >= 0, s.due, s.order))
         else:
             self._run(sequence)
+
+    def _begins(self, sequence: S) -> int:
+        """How many prompt tokens will have been computed when its turn begins: as many as have
+        been, or as the last prompt of its caller is due with. So a short prompt goes before what
+        is left of a long one and before a burst, prompts of one length go one after the other, and
+        nobody is overtaken for ever by those who come later."""
+        caller = sequence.rank, sequence.caller
+        before = (each.due for each in self.prefilling if (each.rank, each.caller) == caller)
+        return max(self._computed, max(before, default=0))
 
     def suspend(self, sequence: S, prompt_size: int) -> None:
         """It lost its slot; `prompt_size` tokens will have to be there for it to go on. It is the
@@ -269,6 +283,7 @@ class Scheduler(Generic[S]):
         for chunk in batch.chunks:
             sequence = chunk.sequence
             self._left -= chunk.stop - chunk.start
+            self._computed += chunk.stop - chunk.start
             sequence.computed = chunk.stop
             if chunk.is_last:
                 self.prefilling.remove(sequence)
