@@ -12,6 +12,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -115,11 +116,18 @@ class Scheduler(Generic[S]):
         """Who waits, in the order in which they should start: by rank, then whose caller has the
         fewest sequences now, then by arrival. One that is started meanwhile counts for its caller
         at once, so a burst takes turns with everybody else."""
-        left = list(self.waiting)
-        while left:
-            first = min(left, key=lambda s: (s.order >= 0, s.rank, self._active[s.caller], s.order))
-            left.remove(first)
-            yield first
+        heap = [(self._turn(each), place, each) for place, each in enumerate(self.waiting)]
+        heapify(heap)
+        while heap:
+            turn, place, first = heap[0]
+            if (now := self._turn(first)) > turn:
+                heapreplace(heap, (now, place, first))
+            else:
+                heappop(heap)
+                yield first
+
+    def _turn(self, sequence: S) -> tuple[bool, int, int, int]:
+        return sequence.order >= 0, sequence.rank, self._active[sequence.caller], sequence.order
 
     def start(self, sequence: S, slot: int, cached: int) -> None:
         """A waiting sequence has a slot which holds `cached` of its tokens."""
