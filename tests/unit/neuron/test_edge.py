@@ -20,19 +20,24 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def edge(handler: Handler, token: str | None = None) -> Edge:
-    route = Route("/x", handler, methods=["GET", "POST"])
-    app = Starlette(routes=[route], exception_handlers=EXCEPTION_HANDLERS)
+    routes = [Route(path, handler, methods=["GET", "POST"]) for path in ("/x", "/v1/x")]
+    app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
     return Edge(app, token=token, max_body_bytes=1 << 20)
 
 
 class Exchange:
     """One request with a body in pieces; collects what is sent."""
 
-    def __init__(self, body: list[bytes] | None = None, headers: dict[str, str] | None = None):
+    def __init__(
+        self,
+        body: list[bytes] | None = None,
+        headers: dict[str, str] | None = None,
+        path: str = "/x",
+    ) -> None:
         self.scope = {
             "type": "http",
             "method": "POST" if body else "GET",
-            "path": "/x",
+            "path": path,
             "query_string": b"",
             "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
         }
@@ -137,3 +142,15 @@ async def test_a_wrong_token_is_refused_before_the_application_runs():
 async def test_the_right_token_passes(header: str):
     exchange = await Exchange(headers={"authorization": header}).through(edge(show_id, "secret"))
     assert exchange.status == 200
+
+
+async def test_a_web_page_gives_no_orders_where_there_is_no_token():
+    page = {"origin": "https://example.org"}
+    answer = await Exchange([b"{}"], page).through(edge(show_id))
+    assert answer.status == 403
+    assert b"https://example.org" in answer.sent[1]["body"]
+    assert (await Exchange([b"{}"]).through(edge(show_id))).status == 200
+    assert (await Exchange(None, page).through(edge(show_id))).status == 200
+    assert (await Exchange([b"{}"], page, "/v1/x").through(edge(show_id))).status == 200
+    token = page | {"authorization": "Bearer secret"}
+    assert (await Exchange([b"{}"], token).through(edge(show_id, "secret"))).status == 200

@@ -14,7 +14,7 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cortex_core.errors import CortexError, InternalError, InvalidApiKey, RequestTooLarge
+from cortex_core.errors import CortexError, Forbidden, InternalError, InvalidApiKey, RequestTooLarge
 from neuron import logs
 from neuron.answers import error_answer
 
@@ -23,6 +23,7 @@ __all__ = ["Edge"]
 _log = logs.get(__name__)
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _OPEN_PATHS = frozenset({"/health", "/version"})
+_SAFE = frozenset({"GET", "HEAD"})
 _LINGER_S = 1.0
 
 
@@ -46,6 +47,7 @@ class Edge:
         exchange = _Exchange(receive, send, request_id, self._max_body_bytes)
         try:
             self._check_token(scope["path"], headers)
+            self._check_origin(scope["method"], scope["path"], headers)
             exchange.check_length(headers.get("content-length", ""))
             await self._app(scope, exchange.receive, exchange.send)
         except CortexError as error:
@@ -69,6 +71,17 @@ class Edge:
             raise InvalidApiKey("this neuron wants a token: Authorization: Bearer …")
         if not hmac.compare_digest(given.strip().encode(), self._token.encode()):
             raise InvalidApiKey("the token is not the one of this neuron")
+
+    def _check_origin(self, method: str, path: str, headers: Headers) -> None:
+        """Any page can have its reader's browser send an order here, and browsers say which page
+        it was; a token is what no page has."""
+        origin = headers.get("origin")
+        is_order = method not in _SAFE and not path.startswith("/v1/")
+        if self._token is None and origin is not None and is_order:
+            raise Forbidden(
+                f"a web page ({origin!r}) may not give this neuron orders: it has no token "
+                "(token_file)"
+            )
 
 
 class _Exchange:
