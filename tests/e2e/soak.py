@@ -200,6 +200,12 @@ def _long(rng: random.Random, id_: str) -> Job:
     return Job(id_, "long", _body(question, stream=True, ignore_eos=True, max_tokens=tokens))
 
 
+def _cold(rng: random.Random, id_: str) -> Job:
+    """A prompt of its own and of several batches, so that chunks of others go with its chunks."""
+    question = "".join(rng.choices("0123456789", k=rng.randint(300, CONTEXT - 300)))
+    return Job(id_, "cold", _body(question, stream=True, max_tokens=4))
+
+
 def _full(rng: random.Random, id_: str) -> Job:
     """Goes on until its context is full."""
     return Job(id_, "full", _body(rng.choice(_QUESTIONS), stream=True, ignore_eos=True))
@@ -229,6 +235,7 @@ _MIX = {
     _whole: 18,
     _shared: 18,
     _long: 8,
+    _cold: 8,
     _abandoned: 10,
     _hasty: 7,
     _too_long: 4,

@@ -25,12 +25,14 @@ REQUESTS = int(os.environ.get("SOAK_REQUESTS", "400"))  # `make bench` plays 2,0
 SEED = 20250101
 PARALLEL = 8
 # Fewer KV cells than the sequences may use together, so that some are parked in mid-answer; and so
-# little host memory for finished ones that it is full long before memory is first looked at.
+# little host memory for finished ones that it is full long before memory is first looked at. Long
+# prompts take several batches, of which others' prompts have a share.
 ENGINE = f"""[engine]
 parallel = {PARALLEL}
 context = {CONTEXT}
 kv = "unified"
 cells = {CONTEXT + 1024}
+batch = 512
 host_cache_mb = 8
 """
 WIDTH = 20  # clients at once: more than sequences, so that some wait
@@ -194,7 +196,7 @@ def test_the_traffic_holds_every_kind_of_request(soak: Soak):
     kinds = Counter(job.kind for job in soak.traffic.jobs.values())
     assert len(soak.traffic.jobs) >= REQUESTS
     assert set(kinds) == {
-        "short", "whole", "shared", "long", "full", "abandoned", "hasty", "too long", "bad",
+        "short", "whole", "shared", "long", "cold", "full", "abandoned", "hasty", "too long", "bad",
         "endless",
     }  # fmt: skip
 
