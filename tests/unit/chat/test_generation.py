@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from cortex_core.config.neuron import NeuronConfig
 from cortex_core.envelopes.openai_chat import ChatRequest
 from cortex_core.errors import ModelNotFound, TemplateRenderFailed
 from cortex_core.wire import ipc
+from neuron import generation
+from neuron.chat.template import ChatTemplate
 from neuron.generation import ChatService
 from tests.unit.chat.played import PlayedRegistry, ask, info
 
@@ -95,6 +99,31 @@ async def test_a_model_that_was_loaded_anew_gets_its_new_template():
 async def test_a_long_conversation_renders_the_same_in_its_thread():
     content = "x" * 100_000
     assert await _prompt(PlayedRegistry(), _request(content=content)) == "<user>" + content
+
+
+MANY_TOOLS = [{"type": "function", "function": {"name": "f" * 64}}] * 2000
+
+
+@pytest.mark.parametrize(
+    ("more", "is_beside"),
+    [({}, False), ({"content": "x" * 100_000}, True), ({"tools": MANY_TOOLS}, True)],
+)
+async def test_what_is_long_is_rendered_beside_the_event_loop(
+    more: dict[str, Any], is_beside: bool, monkeypatch: pytest.MonkeyPatch
+):
+    threads, render = list[threading.Thread](), ChatTemplate.render
+
+    def note(self: ChatTemplate, *args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.current_thread())
+        return render(self, *args, **kwargs)
+
+    monkeypatch.setattr(ChatTemplate, "render", note)
+    monkeypatch.setattr(generation, "_INLINE_RENDER_S", math.inf)
+    service = ChatService(PlayedRegistry(), NeuronConfig())
+    await service.render(_request())  # the first of a template is always beside
+    threads.clear()
+    await service.render(_request(**more))
+    assert [thread is not threading.main_thread() for thread in threads] == [is_beside]
 
 
 async def test_an_unknown_model_and_a_failing_template_are_typed():

@@ -33,7 +33,7 @@ from neuron.recommended import recommended, resolve_sampling
 __all__ = ["ChatService", "ChatStream", "ModelRegistry", "Rendered"]
 
 # A render this short costs less than handing it to a thread would; a template that was slow once,
-# or a long conversation, goes to a thread, so that other streams' tokens are not held up.
+# a long conversation, or many tools go to a thread, so that other streams' tokens are not held up.
 _INLINE_RENDER_S = 0.001
 _INLINE_CHARACTERS = 64 * 1024
 
@@ -136,7 +136,7 @@ class ChatService:
         arguments = (request.messages, request.offered_tools or None, request.template_kwargs)
         render = partial(template.render, continue_final_message=request.continue_final_message)
         is_quick = template.last_s < _INLINE_RENDER_S
-        if is_quick and _is_short(request.messages):
+        if is_quick and _is_short([request.messages, request.offered_tools]):
             return render(*arguments)
         return await asyncio.to_thread(render, *arguments)
 
@@ -223,9 +223,9 @@ def _in_header(kwarg: str) -> str:
     return f"chat_template_kwargs.{kwarg}" if is_word else "chat_template_kwargs"
 
 
-def _is_short(messages: list[dict[str, Any]]) -> bool:
+def _is_short(told: list[Any]) -> bool:
     left = _INLINE_CHARACTERS
-    rest: list[Any] = [messages]  # a stack of our own: clients may nest as deep as JSON allows
+    rest: list[Any] = [told]  # a stack of our own: clients may nest as deep as JSON allows
     while rest and left > 0:
         value = rest.pop()
         if isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -20,6 +21,7 @@ from neuron.hypercorn_mends import mend
 __all__ = ["bind", "run"]
 
 _log = logs.get(__name__)
+_COLLECTIONS = (10_000, 10, 10)
 _FLUSH_S = 2.0  # after the drain, for answers to leave their buffers
 _END_S = 1.0  # after that, for hypercorn to end what is left
 
@@ -80,6 +82,11 @@ async def run(neuron: Neuron, listener: socket.socket, on_listening: Callable[[s
         neuron.registry.feed.close()
 
     mend()
+    # What was imported lives for ever, and what a body of megabytes is read into is no garbage yet:
+    # looking through it for cycles ten times over held everybody's tokens up for a second.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECTIONS)
     server = asyncio.create_task(
         serve(neuron.asgi, _hypercorn(listener), shutdown_trigger=until_drained),  # pyright: ignore[reportArgumentType]
         name="server",
