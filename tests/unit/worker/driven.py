@@ -31,7 +31,6 @@ class Told:
     def __init__(self) -> None:
         self.text = ""
         self.thought = ""
-        self.scores: list[Any] = []
         self.deltas: list[Any] = []
         self.reason: FinishReason | None = None
         self.stop: str | None = None
