@@ -10,6 +10,7 @@ import pytest
 from cortex_core.envelopes.openai_chat import decode_chat_request
 from cortex_core.errors import (
     CortexError,
+    InvalidJson,
     InvalidRequest,
     ThreadUnsupported,
     UnsupportedParameter,
@@ -421,3 +422,11 @@ def test_a_thread_is_refused_in_the_word_upon_which_clients_go_on_without() -> N
     assert refused.value.param == "thread"
     details = render_anthropic(refused.value)["error"]["details"]
     assert details == {"error_code": "thread_unsupported_request"}
+
+
+def test_text_that_is_nested_too_deeply_is_refused() -> None:
+    block = text("x")
+    for _ in range(300):
+        block = {"type": "search_result", "title": "t", "source": "s", "content": [block]}
+    with pytest.raises(InvalidJson, match="nested too deeply"):
+        translated(messages=[user(block)])

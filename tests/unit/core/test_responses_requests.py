@@ -11,12 +11,13 @@ from openai.types.responses import Response
 from cortex_core.envelopes.sampling import is_in_range
 from cortex_core.errors import (
     CortexError,
+    InvalidJson,
     InvalidRequest,
     NotFound,
     UnsupportedParameter,
 )
 from cortex_core.translate.responses_request import translate_responses
-from tests.unit.core.chat_answers import completion
+from tests.unit.core.chat_answers import CLOSING, chunk, completion
 from tests.unit.core.responses_play import (
     CUSTOM,
     FUNCTION,
@@ -354,3 +355,28 @@ def test_what_cannot_be_done_is_refused_by_name(
     with pytest.raises(kind) as caught:
         translated(**fields)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": [FUNCTION | {"parameters": "DEEP"}]},
+        {"tools": [FUNCTION], "tool_choice": {"type": "function", "name": "add", "x": "DEEP"}},
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": "DEEP"}}},
+    ],
+)
+def test_what_is_nested_too_deeply_to_be_told_is_refused_before_it_is_asked(
+    more: dict[str, Any],
+) -> None:
+    body = json.dumps({"model": "m", "input": "x", "stream": True} | more)
+    depths = range(700, 1000)
+    refused = 0
+    for depth in depths:
+        deep = '{"a":' * depth + "1" + "}" * depth
+        try:
+            translation = translate_responses(body.replace('"DEEP"', deep).encode())
+        except InvalidJson:
+            refused += 1
+        else:
+            translation.feed(chunk({"content": "x"}, "stop") + CLOSING)
+    assert 0 < refused < len(depths)

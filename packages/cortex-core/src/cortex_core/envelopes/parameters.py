@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, get_type_hints
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from cortex_core.choices import with_choices
 from cortex_core.errors import InvalidJson, InvalidRequest, UnsupportedParameter
 
-__all__ = ["decode_object", "decode_request"]
+__all__ = ["decode_object", "decode_request", "refusing_depth"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -26,15 +27,24 @@ _DEEPEST = 3
 _AT_PATH = re.compile(r" - at `(?P<path>[^`]*)`$")
 
 
+@contextmanager
+def refusing_depth() -> Iterator[None]:
+    """What is done with a body in here may go as deep as it is nested. Raises InvalidJson where
+    that is too deep; also a decorator."""
+    try:
+        yield
+    except RecursionError:
+        raise InvalidJson("the request body is nested too deeply") from None
+
+
 def decode_object(body: bytes) -> dict[str, Any]:
     """The body as a JSON object, whatever the content type said. Raises InvalidJson or
     InvalidRequest."""
     try:
-        value = msgspec.json.decode(body)
+        with refusing_depth():
+            value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJson(f"the request body is not valid JSON: {error}") from None
-    except RecursionError:
-        raise InvalidJson("the request body is nested too deeply") from None
     if not isinstance(value, dict):
         raise InvalidRequest(
             f"the request body must be a JSON object, got {_json_type(value)} instead"

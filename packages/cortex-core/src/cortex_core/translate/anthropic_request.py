@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from cortex_core.envelopes.anthropic import MessagesRequest, decode_messages_request
+from cortex_core.envelopes.parameters import refusing_depth
 from cortex_core.errors import InvalidRequest, UnsupportedParameter
 from cortex_core.translate.anthropic import AnthropicTranslation
 from cortex_core.translate.anthropic_input import (
@@ -36,6 +37,7 @@ _NAMES = {
 _TOOL_KEYS = frozenset({"type", "name", "description", "input_schema", "strict", "cache_control"})
 
 
+@refusing_depth()
 def translate_messages(
     body: bytes, *, is_count: bool = False, keeps_attribution: bool = False
 ) -> AnthropicTranslation:

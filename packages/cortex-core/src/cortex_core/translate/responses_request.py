@@ -12,6 +12,7 @@ from cortex_core.envelopes.openai_responses import (
     ResponsesRequest,
     decode_responses_request,
 )
+from cortex_core.envelopes.parameters import refusing_depth
 from cortex_core.errors import InvalidRequest, NotFound, UnsupportedParameter
 from cortex_core.translate.responses import ResponsesTranslation
 from cortex_core.translate.responses_input import Item, chat_messages, unseen_outputs
@@ -20,6 +21,10 @@ from cortex_core.translate.responses_tools import function_name, offered
 __all__ = ["Memory", "NoMemory", "translate_responses"]
 
 _encode = msgspec.json.Encoder().encode
+
+# A response holds its request's tools. What tells or keeps it nests them deeper than they came, and
+# is called from deeper down.
+_SPARE_DEPTH = 64
 
 
 class Memory(Protocol):
@@ -53,6 +58,7 @@ class NoMemory:
 _NOTHING = NoMemory()
 
 
+@refusing_depth()
 def translate_responses(
     body: bytes, memory: Memory = _NOTHING, *, created_at: float = 0.0
 ) -> ResponsesTranslation:
@@ -99,7 +105,7 @@ def translate_responses(
     if request.stream:
         chat["stream"] = True
         chat["stream_options"] = {"include_usage": True}
-    return ResponsesTranslation(
+    translation = ResponsesTranslation(
         request,
         _encode(chat),
         ignored=tuple(ignored),
@@ -108,6 +114,16 @@ def translate_responses(
         created_at=created_at,
         keep=memory.keep if request.store else None,
     )
+    _check_depth(translation.response)
+    return translation
+
+
+def _check_depth(response: dict[str, Any]) -> None:
+    """Raises RecursionError."""
+    told: Any = response
+    for _ in range(_SPARE_DEPTH):
+        told = [told]
+    _encode(told)
 
 
 def _items(given: str | list[Item]) -> list[Item]:
