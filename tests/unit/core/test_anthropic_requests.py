@@ -426,7 +426,7 @@ def test_a_thread_is_refused_in_the_word_upon_which_clients_go_on_without() -> N
 
 def test_text_that_is_nested_too_deeply_is_refused() -> None:
     block = text("x")
-    for _ in range(300):
+    for _ in range(400):
         block = {"type": "search_result", "title": "t", "source": "s", "content": [block]}
     with pytest.raises(InvalidJson, match="nested too deeply"):
         translated(messages=[user(block)])
