@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from cortex_core.errors import (
     UpstreamFailed,
 )
 from cortex_core.translate.responses_request import translate_responses
-from tests.unit.core.chat_answers import completion
+from tests.unit.core.chat_answers import CLOSING, chunk, completion
 from tests.unit.core.responses_play import (
     CUSTOM,
     FUNCTION,
@@ -40,6 +41,29 @@ def test_a_stream_ends_in_what_the_whole_answer_is() -> None:
     whole = json.loads(steady(translated(tools=tools)).whole(body))
     assert events[-1]["response"] == whole
     Response.model_validate(whole)
+
+
+@pytest.mark.parametrize(
+    ("said", "kinds"),
+    [
+        ({}, ["message"]),
+        ({"content": "x"}, ["message"]),
+        ({"reasoning_content": "h"}, ["reasoning"]),
+        ({"reasoning_content": "h", "content": "x"}, ["reasoning", "message"]),
+    ],
+)
+@pytest.mark.parametrize(("finish", "status"), [("stop", "completed"), ("length", "incomplete")])
+def test_an_answer_is_the_same_whole_and_streamed_wherever_it_ends(
+    said: dict[str, Any], kinds: list[str], finish: str, status: str
+) -> None:
+    events = events_of(
+        steady(translated(stream=True)).feed(chunk(said) + chunk({}, finish) + CLOSING)
+    )
+    whole = json.loads(steady(translated()).whole(completion(finish, **said)))
+    assert events[-1]["response"] == whole
+    assert [item["type"] for item in whole["output"]] == kinds
+    statuses = [item["status"] for item in whole["output"]]
+    assert statuses == [*["completed"] * (len(kinds) - 1), status]
 
 
 def test_what_is_not_to_be_stored_is_not_kept() -> None:

@@ -90,8 +90,8 @@ class ResponsesTranslation:
         message = choice.message
         if message.reasoning_content:
             self._write("reasoning", message.reasoning_content)
-        if message.content or not message.tool_calls:
-            self._write("message", message.content or "", choice.logprobs)
+        if message.content:
+            self._write("message", message.content, choice.logprobs)
         for index, call in enumerate(message.tool_calls or ()):
             self._call(CallDelta(index, call.id, call.function))
         self._end(choice.finish_reason, usage)
@@ -145,37 +145,38 @@ class ResponsesTranslation:
 
     def _option(self, option: ChunkOption) -> Iterator[bytes]:
         delta = option.delta
+        if delta.reasoning_content:
+            yield from self._text("reasoning", delta.reasoning_content)
         if delta.content:
-            part = self._open_part("message")
-            if part is not None and option.logprobs is None:
-                yield part.append(delta.content, self._number)
-                self._number += 1
-            else:
-                yield from map(self._event, self._write("message", delta.content, option.logprobs))
-        elif delta.reasoning_content:
-            part = self._open_part("reasoning")
-            if part is not None:
-                yield part.append(delta.reasoning_content, self._number)
-                self._number += 1
-            else:
-                yield from map(self._event, self._write("reasoning", delta.reasoning_content))
+            yield from self._text("message", delta.content, option.logprobs)
         for call in delta.tool_calls or ():
             yield from map(self._event, self._call(call))
         if option.finish_reason is not None:
             self._finish = option.finish_reason
+
+    def _text(
+        self, kind: str, text: str, logprobs: dict[str, Any] | None = None
+    ) -> Iterator[bytes]:
+        part = self._open_part(kind)
+        if part is not None and logprobs is None:
+            yield part.append(text, self._number)
+            self._number += 1
+        else:
+            yield from map(self._event, self._write(kind, text, logprobs))
 
     # what both are made of: each step returns the events that tell it
 
     def _write(
         self, kind: str, text: str, logprobs: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        events: list[dict[str, Any]] = []
-        part = self._open_part(kind)
+        part, events = self._open_part(kind), []
         if part is None:
-            part = _Part(kind, self._new_id, len(self.response["output"]), self.request)
-            events += self._begin(part)
-        events.append(part.delta(text, logprobs))
-        return events
+            part, events = self._begin_part(kind)
+        return [*events, part.delta(text, logprobs)]
+
+    def _begin_part(self, kind: str) -> tuple[_Part, list[dict[str, Any]]]:
+        part = _Part(kind, self._new_id, len(self.response["output"]), self.request)
+        return part, self._begin(part)
 
     def _call(self, delta: CallDelta) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []
@@ -207,12 +208,14 @@ class ResponsesTranslation:
         return events
 
     def _end(self, finish: str | None, usage: ChatUsage) -> list[dict[str, Any]]:
-        """The answer has come to its end."""
+        """The answer has come to its end. One without a word is an empty message."""
         is_cut = finish == "length"
-        last = self.response["output"][-1] if self.response["output"] else None
-        if is_cut and last is not None:
-            last["status"] = "incomplete"
-        events = self._close()
+        output, events = self.response["output"], []
+        if not output:
+            _, events = self._begin_part("message")
+        if is_cut:
+            output[-1]["status"] = "incomplete"
+        events += self._close()
         self.response["status"] = "incomplete" if is_cut else "completed"
         if is_cut:
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
