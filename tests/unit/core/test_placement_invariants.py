@@ -26,6 +26,9 @@ NOW = 1000.0
 LRU = EvictionSection()
 PRIORITY = EvictionSection(strategy="priority")
 
+ARRIVING = ("loading", "recovering")
+"""These have not taken their memory yet."""
+
 SIZES = st.integers(1, 12)
 RESIDENTS = st.builds(
     Resident,
@@ -53,7 +56,7 @@ def fleets(draw: st.DrawFn) -> list[NodeView]:
             residents.append(replace(one, model=f"m{index}"))
         devices: list[DeviceView] = []
         for device in ("cuda:0", "cuda:1"):
-            there = [r for r in residents if r.device == device and r.phase != "loading"]
+            there = [r for r in residents if r.device == device and r.phase not in ARRIVING]
             free = total - sum(r.memory_bytes for r in there) // MIB
             assume(free >= 0)
             is_telling = draw(st.sampled_from([True, True, True, False]))
