@@ -291,10 +291,9 @@ def completion(text: str, model: str = "m") -> dict[str, Any]:
 
 def chunks_of(*words: str, usage: bool = False) -> list[bytes]:
     """The events of a stream, [DONE] included."""
-    events = [
-        {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": word}}]}
-        for word in words
-    ]
+    choices = [{"index": 0, "delta": {"content": word}} for word in words]
+    choices[-1]["finish_reason"] = "stop"
+    events = [{"object": "chat.completion.chunk", "choices": [choice]} for choice in choices]
     if usage:
         events.append(
             {

@@ -78,6 +78,14 @@ async def answer_no_json(call: Call) -> None:
     await call.answer(b"<html>oops</html>")
 
 
+async def answer_nothing(call: Call) -> None:
+    await call.answer(b"{}")
+
+
+async def answer_an_error_as_if_all_were_well(call: Call) -> None:
+    await call.answer(ENVELOPE)
+
+
 async def fail_without_an_envelope(call: Call) -> None:
     await call.answer(b"<html>oops</html>", 500, content_type="text/html")
 
@@ -97,6 +105,8 @@ FAILURES: list[Script] = [
     break_off_within_the_first_event,
     say_nonsense,
     answer_no_json,
+    answer_nothing,
+    answer_an_error_as_if_all_were_well,
     fail_without_an_envelope,
     redirect,
 ]
@@ -139,6 +149,12 @@ async def end_a_stream_in_an_error(call: Call) -> None:
     await call.stream(chunks_of("one")[0], b"data: " + json.dumps(error).encode() + b"\n\n")
 
 
+async def end_a_stream_in_an_error_and_done(call: Call) -> None:
+    error = {"error": {"message": "the worker died", "type": "x", "code": "upstream_failed"}}
+    told = b"data: " + json.dumps(error).encode() + b"\n\n"
+    await call.stream(chunks_of("one")[0], told, b"data: [DONE]\n\n")
+
+
 async def say_that_it_has_stalled(call: Call) -> None:
     await call.answer({"error": {"message": "?", "type": "x", "code": "stalled"}}, 504)
 
@@ -150,6 +166,7 @@ async def say_that_it_has_stalled(call: Call) -> None:
         break_off_within_a_stream,
         end_a_stream_too_early,
         end_a_stream_in_an_error,
+        end_a_stream_in_an_error_and_done,
         say_that_it_has_stalled,
     ],
     ids=lambda failure: failure.__name__,

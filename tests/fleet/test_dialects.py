@@ -56,7 +56,7 @@ class Shout(Shouting):
             {"model": self.model, "stream": self.is_stream, "messages": messages}
         )
         self.began: tuple[int, int] | None = None
-        self.is_open = False
+        self.is_open = self.is_ended = False
 
     def started(self, prompt: int, cached: int) -> None:
         self.began = (prompt, cached)
@@ -68,6 +68,7 @@ class Shout(Shouting):
         out = self._opening()
         for event in sse.Parser().feed(events):
             if event.data == b"[DONE]":
+                self.is_ended = True
                 return out + said("OVER")
             try:
                 chunk = json.loads(event.data)
@@ -267,7 +268,7 @@ async def test_a_drain_refuses_in_the_dialect(desk: Desk) -> None:
 
 
 async def test_a_bug_is_told_in_the_dialect(a: ScriptedNeuron, desk: Desk) -> None:
-    a.script = lambda call: call.answer({"choices": []})  # this test's translation trips over it
+    a.script = lambda call: call.answer({"choices": [3]})  # this test's translation trips over it
     reply = await desk.ask("/shout", shout()).reply()
     assert (reply.status, json.loads(reply.body)["code"]) == (500, "internal_error")
 
@@ -295,7 +296,7 @@ async def test_a_refusal_that_nobody_could_mend_is_put_into_the_dialect(
 
 
 async def test_what_is_no_chat_is_an_upstream_failure(a: ScriptedNeuron, desk: Desk) -> None:
-    a.script = lambda call: call.answer({"text": "?"})
+    a.script = lambda call: call.answer({"choices": [{"text": "?"}]})
     reply = await desk.ask("/shout", shout()).reply()
     assert (reply.status, json.loads(reply.body)["code"]) == (502, "upstream_failed")
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_a_whole_answer_passes_byte_for_byte(rig: Rig) -> None:
-    body = b'{ "odd":  "spacing",\n"model":"m","usage":null, "emoji":"\\ud83d\\ude00 \xc3\xa9" }'
+    body = b'{ "odd":  "spacing",\n"choices":[1],"usage":null, "emoji":"\\ud83d\\ude00 \xc3\xa9" }'
 
     async def script(call: Call) -> None:
         await call.answer(body, headers={"X-Cortex-Cache": "hit=6", "X-Other": "kept"})

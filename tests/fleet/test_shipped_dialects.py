@@ -151,6 +151,28 @@ async def test_a_message_that_breaks_off_ends_in_an_error_event(rig: Rig) -> Non
     assert json.loads(last.data)["error"]["type"] == "api_error"
 
 
+@pytest.mark.parametrize(
+    ("path", "more", "kinds"),
+    [
+        ("/v1/messages", MESSAGE, ["error"]),
+        ("/v1/responses", {"input": "hi"}, ["error", "response.failed"]),
+    ],
+)
+@pytest.mark.parametrize("blank", [b"\n\n", b""])
+async def test_a_chat_that_is_done_and_never_finished_ends_in_an_error_event(
+    rig: Rig, path: str, more: dict[str, Any], kinds: list[str], blank: bytes
+) -> None:
+    half = b'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n'
+    rig.a.script = lambda call: call.stream(half, b"data: [DONE]" + blank)
+    body = {"model": "only/a", "stream": True} | more
+    reply = await rig.ask("POST", path, body, headers={"x-request-id": f"half-{len(blank)}"})
+    told = [event.event for event in sse.Parser().feed(reply.body)]
+    assert told[-len(kinds) :] == kinds
+    assert told.count("error") == 1
+    assert b'"half"' in reply.body
+    rig.daemon.wait_log(f"kind=upstream_failed request_id=half-{len(blank)} ")
+
+
 async def test_a_messages_tokens_are_counted(rig: Rig) -> None:
     rig.a.script = lambda call: call.answer(b'{"count":17}')
     body = {"model": "only/a", "messages": MESSAGE["messages"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from tests.unit.core.anthropic_play import (
     steady,
     translated,
 )
-from tests.unit.core.chat_answers import cut
+from tests.unit.core.chat_answers import CLOSING, chunk, cut
 
 
 def test_a_stream_tells_every_step_of_every_block() -> None:
@@ -85,3 +86,21 @@ def test_however_the_events_arrive_the_same_is_told(cuts: list[int]) -> None:
     whole = steady(translated(stream=True)).feed(b"".join(STREAM))
     split = steady(translated(stream=True))
     assert b"".join(map(split.feed, cut(STREAM, cuts))) == whole
+
+
+@pytest.mark.parametrize("closing", [CLOSING, sse.DONE], ids=["with usage", "without"])
+def test_an_answer_that_finished_is_ended_at_done_and_not_before(closing: bytes) -> None:
+    translation = translated(stream=True)
+    data = translation.feed(chunk({"content": "x"}, "stop") + closing.removesuffix(sse.DONE))
+    assert not translation.is_ended
+    events = events_of(data + translation.feed(sse.DONE))
+    assert translation.is_ended
+    assert [event["type"] for event in events].count("message_stop") == 1
+    assert events[-1]["type"] == "message_stop"
+
+
+def test_an_answer_that_never_finished_is_not_ended_at_done() -> None:
+    translation = translated(stream=True)
+    events = events_of(translation.feed(chunk({"content": "x"}) + CLOSING))
+    assert not translation.is_ended
+    assert "message_stop" not in [event["type"] for event in events]

@@ -148,3 +148,21 @@ def test_however_the_events_arrive_the_same_is_told(cuts: list[int]) -> None:
     whole = steady(translated(stream=True, tools=[FUNCTION, CUSTOM])).feed(b"".join(STREAM))
     split = steady(translated(stream=True, tools=[FUNCTION, CUSTOM]))
     assert b"".join(map(split.feed, cut(STREAM, cuts))) == whole
+
+
+@pytest.mark.parametrize("closing", [CLOSING, sse.DONE], ids=["with usage", "without"])
+def test_an_answer_that_finished_is_ended_at_done_and_not_before(closing: bytes) -> None:
+    translation = translated(stream=True)
+    data = translation.feed(chunk({"content": "x"}, "stop") + closing.removesuffix(sse.DONE))
+    assert not translation.is_ended
+    events = events_of(data + translation.feed(sse.DONE))
+    assert translation.is_ended
+    assert [event["type"] for event in events].count("response.completed") == 1
+    assert events[-1]["type"] == "response.completed"
+
+
+def test_an_answer_that_never_finished_is_not_ended_at_done() -> None:
+    translation = translated(stream=True)
+    events = events_of(translation.feed(chunk({"content": "x"}) + CLOSING))
+    assert not translation.is_ended
+    assert "response.completed" not in [event["type"] for event in events]

@@ -55,6 +55,13 @@ def test_a_refusal_passes_at_once(status: int) -> None:
     assert (whole.status, whole.body) == (status, envelope("conflict"))
 
 
+@pytest.mark.parametrize("body", [b"{}", b'{"choices":[]}', b'{"usage":null}'])
+def test_what_holds_no_choice_is_no_completion(body: bytes) -> None:
+    with pytest.raises(NodeFault, match="an answer that is none"):
+        judge("a", 200, [], body, is_completion=True)
+    assert judge("a", 200, [], body).body == body
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_token_is_no_fault_of_the_client(status: int) -> None:
     with pytest.raises(NodeFault, match="refused the gateway's token") as caught:
@@ -69,6 +76,7 @@ def test_a_refused_token_is_no_fault_of_the_client(status: int) -> None:
         (200, b"<html>"),
         (200, b""),
         (200, b"\xff"),
+        (200, envelope("upstream_failed")),
         (500, b"<html>"),
         (503, b"{}"),
         (302, envelope("conflict")),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_core.outcome import Usage
-from cortex_gateway.tail import MAX_HELD_BYTES, StreamTail, is_comment, parted, usage_of
+from cortex_gateway.tail import MAX_HELD_BYTES, StreamTail, answer_of, is_comment, parted
 
 ONE = b'data: {"choices":[{"delta":{"content":"one"}}]}\n\n'
 USAGE = (
@@ -68,10 +68,17 @@ def test_done_inside_a_text_is_not_the_end() -> None:
     assert not tail.is_done
 
 
-def test_an_error_event_at_the_end_gives_its_code() -> None:
-    tail, _ = fed(ONE, ERROR)
+@pytest.mark.parametrize("end", [b"", DONE, DONE.rstrip()])
+def test_an_error_event_at_the_end_gives_its_code(end: bytes) -> None:
+    tail, _ = fed(ONE, ERROR, end)
+    tail.flush()
     assert tail.error_code == "stalled"
-    assert not tail.is_done
+    assert tail.is_done == bool(end)
+
+
+def test_an_error_that_the_stream_went_on_from_is_not_how_it_ended() -> None:
+    tail, _ = fed(ERROR, ONE, DONE)
+    assert tail.error_code is None
 
 
 def test_an_error_with_an_unknown_code_is_an_upstream_failure() -> None:
@@ -93,9 +100,9 @@ def test_usage_is_not_read_from_what_the_model_said() -> None:
 
 
 def test_usage_of_a_whole_answer() -> None:
-    assert usage_of(USAGE.removeprefix(b"data: ")) == Usage(7, 5, 3, 0)
-    assert usage_of(b'{"usage":null}') is None
-    assert usage_of(b"{}") is None
+    assert answer_of(USAGE.removeprefix(b"data: ")).usage == Usage(7, 5, 3, 0)
+    assert answer_of(b'{"usage":null}').usage is None
+    assert answer_of(b"{}").usage is None
 
 
 def test_an_event_is_held_for_as_long_as_it_is_told_to_be() -> None:

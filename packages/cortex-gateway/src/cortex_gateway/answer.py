@@ -14,7 +14,7 @@ import msgspec
 from cortex_core.errors import CortexError, UpstreamFailed, parse_openai
 from cortex_core.outcome import OutcomeKind, Usage
 from cortex_core.translate.names import Names
-from cortex_gateway.tail import UNREADABLE, usage_of
+from cortex_gateway.tail import UNREADABLE, answer_of
 
 __all__ = [
     "ELSEWHERE",
@@ -130,15 +130,21 @@ def cached_in(cache: str) -> tuple[int, int] | None:
     return reused + computed, reused
 
 
-def judge(node: str, status: int, headers: RawHeaders, body: bytes) -> Whole:
-    """A whole answer, good or bad, that should reach the client. Raises NodeFault."""
+def judge(
+    node: str, status: int, headers: RawHeaders, body: bytes, *, is_completion: bool = False
+) -> Whole:
+    """A whole answer, good or bad, that should reach the client. `is_completion`: a good one is.
+    Raises NodeFault."""
     if 200 <= status < 300:
         try:
-            return Whole(status, passed_headers(headers), body, usage_of(body))
+            answer = answer_of(body)
         except UNREADABLE:
+            answer = None
+        if answer is None or answer.error or (is_completion and not answer.choices):
             raise NodeFault(
-                UpstreamFailed(f"the node {node} sent an answer that is not a completion")
-            ) from None
+                UpstreamFailed(f"the node {node} sent an answer that is none: {_excerpt(body)}")
+            )
+        return Whole(status, passed_headers(headers), body, answer.usage)
     if status in (401, 403):
         # The neuron refused the gateway, not the client, who must not be told to mend its key.
         raise NodeFault(
@@ -146,12 +152,15 @@ def judge(node: str, status: int, headers: RawHeaders, body: bytes) -> Whole:
         )
     error = _error_in(body, status)
     if error is None:
-        excerpt = body[:200].decode("utf-8", "replace")
-        raise NodeFault(UpstreamFailed(f"the node {node} answered HTTP {status}: {excerpt!r}"))
+        raise NodeFault(UpstreamFailed(f"the node {node} answered HTTP {status}: {_excerpt(body)}"))
     whole = Whole(status, passed_headers(headers), body, None, error)
     if status in ELSEWHERE:
         raise NodeFault(error, answer=whole)
     return whole
+
+
+def _excerpt(body: bytes) -> str:
+    return repr(body[:200].decode("utf-8", "replace"))
 
 
 def kind_of(error: CortexError, status: int, *, was_forwarded: bool) -> OutcomeKind:

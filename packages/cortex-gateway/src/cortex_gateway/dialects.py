@@ -95,6 +95,7 @@ class Counting:
     `{"input_tokens": n}` out."""
 
     is_stream = False
+    is_ended = False
 
     def __init__(self, of: Translation) -> None:
         self.model = of.model

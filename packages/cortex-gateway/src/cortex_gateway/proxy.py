@@ -145,7 +145,7 @@ class _Exchange:
         idle_timeout_s = proxy.settings.idle_timeout_s
         named = id_headers(scope, self._request_id)
         self._reply = Reply(send, route.dialect, named, self._began, idle_timeout_s)
-        self._relay = Relay(self._reply, idle_timeout_s)
+        self._relay = Relay(self._reply, idle_timeout_s, is_generating=route.is_generating)
         self._model = ""
         self._node: str | None = None
         self._device: str | None = None

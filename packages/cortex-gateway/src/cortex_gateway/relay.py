@@ -35,11 +35,12 @@ HELD_BYTES = 1024 * 1024
 
 
 class Relay:
-    """`usage`, `cache`, `kind` and `code` are what the answer said of itself, for the outcome.
-    `on_begin` is called as the answer begins."""
+    """`is_generating`: what is asked for is a completion. `usage`, `cache`, `kind` and `code` are
+    what the answer said of itself, for the outcome. `on_begin` is called as the answer begins."""
 
     __slots__ = (
         "_idle_timeout_s",
+        "_is_generating",
         "_node",
         "_reply",
         "_translation",
@@ -50,8 +51,9 @@ class Relay:
         "usage",
     )
 
-    def __init__(self, reply: Reply, idle_timeout_s: float) -> None:
+    def __init__(self, reply: Reply, idle_timeout_s: float, *, is_generating: bool) -> None:
         self._reply = reply
+        self._is_generating = is_generating
         self._idle_timeout_s = idle_timeout_s
         self._translation: Translation | None = None
         self._node = ""
@@ -113,7 +115,15 @@ class Relay:
                 return
             self._reply.vigil.expect(self._idle_timeout_s)
             body += await content.readany()
-        await self.send_whole(judge(self._node, response.status, response.raw_headers, body))
+        await self.send_whole(
+            judge(
+                self._node,
+                response.status,
+                response.raw_headers,
+                body,
+                is_completion=self._is_generating,
+            )
+        )
 
     async def _pass_long(self, response: aiohttp.ClientResponse, chunk: bytes) -> None:
         """A body too long to hold. Should it break off, so does the client's connection."""
@@ -206,12 +216,17 @@ class Relay:
         if self.code is not None:
             self.kind = "stalled" if self.code == "stalled" else "upstream_failed"
         elif not tail.is_done:
-            raise UpstreamFailed(f"the node {self._node} ended its stream before it was complete")
+            raise self._incomplete()
         last = tail.flush()
         if not reply.is_answering:
             await self._begin_stream(last)
-        if self._translation is not None and last:
-            last = self._translation.feed(last.rstrip() + b"\n\n")
+        translation = self._translation
+        if translation is not None:
+            if last and (last := translation.feed(last.rstrip() + b"\n\n")):
+                await reply.pass_on(last)
+            if not translation.is_ended:
+                raise self._incomplete()
+            last = b""
         await reply.finish(last)
 
     async def _begin(
@@ -230,6 +245,9 @@ class Relay:
         found = cached_in(self.cache or "")
         if found is not None:
             translation.started(*found)
+
+    def _incomplete(self) -> CortexError:
+        return UpstreamFailed(f"the node {self._node} ended its stream before it was complete")
 
     def _no_stream(self) -> CortexError:
         return UpstreamFailed(f"the node {self._node} answered a stream with something else")

@@ -7,13 +7,23 @@ has is whole events, and an error event can follow them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from cortex_core.errors import CortexError, parse_openai
 from cortex_core.outcome import Usage
 from cortex_core.translate.chat_stream import ChatUsage
 
-__all__ = ["MAX_EVENT_BYTES", "UNREADABLE", "StreamTail", "is_comment", "parted", "usage_of"]
+__all__ = [
+    "MAX_EVENT_BYTES",
+    "UNREADABLE",
+    "Answer",
+    "StreamTail",
+    "answer_of",
+    "is_comment",
+    "parted",
+]
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises over bytes that are not the JSON it was told to expect."""
@@ -28,21 +38,27 @@ MAX_HELD_BYTES = 256 * 1024
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
-class _Answer(msgspec.Struct):
-    """The one part of a completion, or of a chunk, that the gateway reads."""
+class Answer(msgspec.Struct):
+    """What the gateway reads of a completion, or of a chunk."""
 
-    usage: ChatUsage | None = None
+    spent: ChatUsage | None = msgspec.field(default=None, name="usage")
+    choices: list[msgspec.Raw] = []
+    error: dict[str, Any] | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        spent = self.spent
+        if spent is None:
+            return None
+        return Usage(spent.prompt_tokens, spent.cached, spent.completion_tokens, spent.reasoning)
 
 
-_decoder = msgspec.json.Decoder(_Answer)
+_decoder = msgspec.json.Decoder(Answer)
 
 
-def usage_of(body: bytes) -> Usage | None:
-    """The usage inside a completion or a chunk. Raises UNREADABLE if it is neither."""
-    report = _decoder.decode(body).usage
-    if report is None:
-        return None
-    return Usage(report.prompt_tokens, report.cached, report.completion_tokens, report.reasoning)
+def answer_of(body: bytes) -> Answer:
+    """Raises UNREADABLE."""
+    return _decoder.decode(body)
 
 
 # Within JSON a quote that is part of a text is escaped, so this is never what a model said.
@@ -123,11 +139,14 @@ class StreamTail:
 
     @property
     def error_code(self) -> str | None:
-        """The code of an error event at the end of what was sent."""
-        data = self._data(-1)
-        if data is None or not data.lstrip().startswith(b'{"error"'):
-            return None
-        return parse_openai(data, status=502).code
+        """The code of an error event at the end of what was sent, or before its `[DONE]`."""
+        for back in (-1, -2):
+            data = (self._data(back) or b"").strip()
+            if data.startswith(b'{"error"'):
+                return parse_openai(data, status=502).code
+            if data != b"[DONE]":
+                break
+        return None
 
     @property
     def usage(self) -> Usage | None:
@@ -138,7 +157,7 @@ class StreamTail:
             data = self._data(back)
             if data is not None and b'"usage"' in data:
                 try:
-                    usage = usage_of(data)
+                    usage = answer_of(data).usage
                 except UNREADABLE:
                     continue
                 if usage is not None:

@@ -67,6 +67,8 @@ class AnthropicTranslation:
         self._head = b""
         self._hidden: list[str] = []
         self._end: ChunkOption | None = None
+        self._spent = ChatUsage()
+        self.is_ended = False
 
     def started(self, prompt: int, cached: int) -> None:
         self._usage |= {"input_tokens": prompt - cached, **_cache(cached)}
@@ -110,11 +112,12 @@ class AnthropicTranslation:
             if isinstance(chunk, ChatChunk):
                 for option in chunk.choices:
                     self._option(option, out)
-                if chunk.usage is not None:
-                    self._close(out)
-                    out.append(self._ending(chunk.usage))
+                self._spent = chunk.usage or self._spent
             elif isinstance(chunk, CortexError):
                 out.append(self.error_event(chunk))
+            elif self._end is not None:
+                self._close(out)
+                out.append(self._ending(self._end))
         return b"".join(out)
 
     def error_event(self, error: CortexError) -> bytes:
@@ -185,13 +188,11 @@ class AnthropicTranslation:
         out.append(_event({"type": "content_block_stop", "index": index}))
         self._block = None
 
-    def _ending(self, usage: ChatUsage) -> bytes:
-        end = self._end
-        reason, sequence = (
-            _stopped(end.finish_reason, end.stop_reason) if end else ("end_turn", None)
-        )
+    def _ending(self, end: ChunkOption) -> bytes:
+        self.is_ended = True
+        reason, sequence = _stopped(end.finish_reason, end.stop_reason)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
-        last = {"type": "message_delta", "delta": delta, "usage": _usage(usage)}
+        last = {"type": "message_delta", "delta": delta, "usage": _usage(self._spent)}
         return _event(last) + _event({"type": "message_stop"})
 
     def _thought(self, text: str) -> dict[str, Any]:

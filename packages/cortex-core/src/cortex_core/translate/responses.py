@@ -79,6 +79,8 @@ class ResponsesTranslation:
         self._is_open = False
         self._item: _Part | _Call | None = None
         self._finish: str | None = None
+        self._spent = ChatUsage()
+        self.is_ended = False
 
     def started(self, prompt: int, cached: int) -> None:
         """Nothing: a response tells of its tokens at its end."""
@@ -109,9 +111,14 @@ class ResponsesTranslation:
         out = [] if self._is_open else [self._open()]
         for chunk in read_chunks(events):
             if isinstance(chunk, ChatChunk):
-                out.extend(self._chunk(chunk))
+                for option in chunk.choices:
+                    out.extend(self._option(option))
+                self._spent = chunk.usage or self._spent
             elif isinstance(chunk, CortexError):
                 out.append(self.error_event(chunk))
+            elif self._finish is not None:
+                out.extend(map(self._event, self._end(self._finish, self._spent)))
+                out.append(self._told(f"response.{self.response['status']}"))
         return b"".join(out)
 
     def error_event(self, error: CortexError) -> bytes:
@@ -135,13 +142,6 @@ class ResponsesTranslation:
         event["sequence_number"] = self._number
         self._number += 1
         return sse.encode(_encode(event), event=event["type"])
-
-    def _chunk(self, chunk: ChatChunk) -> Iterator[bytes]:
-        for option in chunk.choices:
-            yield from self._option(option)
-        if chunk.usage is not None:
-            yield from map(self._event, self._end(self._finish, chunk.usage))
-            yield self._told(f"response.{self.response['status']}")
 
     def _option(self, option: ChunkOption) -> Iterator[bytes]:
         delta = option.delta
@@ -209,6 +209,7 @@ class ResponsesTranslation:
 
     def _end(self, finish: str | None, usage: ChatUsage) -> list[dict[str, Any]]:
         """The answer has come to its end. One without a word is an empty message."""
+        self.is_ended = True
         is_cut = finish == "length"
         output, events = self.response["output"], []
         if not output:

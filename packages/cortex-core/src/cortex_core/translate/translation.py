@@ -31,6 +31,9 @@ class Translation(Protocol):
         """For what a node says of the chat's parameters, in that header and in its errors."""
         ...
 
+    is_ended: bool
+    """Whether a stream has told of its end, which is at the `[DONE]` of a chat that had one."""
+
     def started(self, prompt: int, cached: int) -> None:
         """Prompt tokens, and those of them that were reused; known before the first event of an
         answer, from its `x-cortex-cache`."""
