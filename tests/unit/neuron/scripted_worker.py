@@ -23,9 +23,12 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
+
 from cortex_core.errors import Fault
 from cortex_core.outcome import Usage
 from cortex_core.wire import ipc
+from neuron.models.identity import identity_of
 
 INFO = ipc.ModelInfo("test", 512, 512, 2, 100, 1000, 10, 20, 0.1)
 
@@ -79,7 +82,7 @@ class ScriptedWorker:
                 os._exit(9)
             case ipc.Load(op, "refused" as model):
                 self.say(ipc.LoadFailed(op, model, Fault("gguf_unsupported", "no such tensor")))
-            case ipc.Load(op, model):
+            case ipc.Load(op, model, path):
                 while "slow" in self.habits and not os.path.exists(os.environ["SLOW_UNTIL"]):
                     time.sleep(0.01)
                 if "hangs" in self.habits:
@@ -87,7 +90,8 @@ class ScriptedWorker:
                 self.say(ipc.LoadProgress(op, 0.5))
                 self.loaded.append(model)
                 self.since = time.monotonic()
-                self.say(ipc.Loaded(op, model, INFO))
+                files = identity_of(Path(path)) if os.path.exists(path) else ()
+                self.say(ipc.Loaded(op, model, msgspec.structs.replace(INFO, files=files)))
             case ipc.Unload(op, model):
                 if model in self.loaded:
                     self.loaded.remove(model)

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from cortex_core.errors import PoisonPrompt
 from cortex_core.wire import ipc
+from neuron.models.identity import Identity
 from neuron.poison import Suspects, fingerprint
 
 BAD, GOOD, OTHER = b"bad", b"good", b"other"
@@ -74,6 +75,7 @@ def test_the_oldest_marks_make_way():
 
 
 ASK = ipc.Generate(0, "m", "hello", ipc.Sampling())
+FILES = ((1, 2, 10, 1_000),)
 
 
 @pytest.mark.parametrize(
@@ -86,25 +88,27 @@ ASK = ipc.Generate(0, "m", "hello", ipc.Sampling())
     ],
 )
 def test_a_prompt_is_the_same_whoever_asks_and_however_it_is_sampled(same: ipc.Generate):
-    assert fingerprint(same, "/m.gguf", 10) == fingerprint(ASK, "/m.gguf", 10)
+    assert fingerprint(same, FILES) == fingerprint(ASK, FILES)
 
 
 @pytest.mark.parametrize(
-    ("ask", "path", "file_bytes"),
+    ("ask", "files"),
     [
-        (replace(ASK, prompt="hello!"), "/m.gguf", 10),
-        (replace(ASK, prompt=[1, 2]), "/m.gguf", 10),
-        (replace(ASK, suffix=""), "/m.gguf", 10),
-        (replace(ASK, model="n"), "/m.gguf", 10),
-        (ipc.Tokenize(0, "m", "hello"), "/m.gguf", 10),
-        (ASK, "/n.gguf", 10),
-        (ASK, "/m.gguf", 11),
+        (replace(ASK, prompt="hello!"), FILES),
+        (replace(ASK, prompt=[1, 2]), FILES),
+        (replace(ASK, suffix=""), FILES),
+        (replace(ASK, model="n"), FILES),
+        (ipc.Tokenize(0, "m", "hello"), FILES),
+        (ASK, ((1, 3, 10, 1_000),)),
+        (ASK, ((1, 2, 11, 1_000),)),
+        (ASK, ((1, 2, 10, 1_001),)),
+        (ASK, FILES * 2),
     ],
 )
-def test_another_prompt_or_another_file_is_another(ask: ipc.Ask, path: str, file_bytes: int):
-    assert fingerprint(ask, path, file_bytes) != fingerprint(ASK, "/m.gguf", 10)
+def test_another_prompt_or_other_files_are_others(ask: ipc.Ask, files: Identity):
+    assert fingerprint(ask, files) != fingerprint(ASK, FILES)
 
 
 def test_other_kinds_of_request_are_known_again_too():
-    first = fingerprint(ipc.Embed(1, "m", ["a"]), "/m.gguf", 10)
-    assert first == fingerprint(ipc.Embed(2, "m", ["a"]), "/m.gguf", 10)
+    first = fingerprint(ipc.Embed(1, "m", ["a"]), FILES)
+    assert first == fingerprint(ipc.Embed(2, "m", ["a"]), FILES)

@@ -48,9 +48,9 @@ class Node:
         async with asyncio.timeout(limit_s):
             await self.pulse.until(lambda: is_true(self.supervisor))
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str, path: str = "/m") -> None:
         async with asyncio.timeout(20):
-            await self.supervisor.load(LoadSpec(model, "/m", ipc.EngineParams()))
+            await self.supervisor.load(LoadSpec(model, path, ipc.EngineParams()))
 
     async def restart(self, drain_s: float = 20) -> None:
         async with asyncio.timeout(20):
@@ -259,6 +259,24 @@ async def test_a_prompt_that_crashed_the_worker_twice_is_refused_the_third_time(
             node.generate("crash")
         async with node.generate("harmless") as stream:
             assert ipc.Delta(stream.request, "harmless") in await stream.read()
+
+
+async def test_what_crashed_one_file_is_not_held_against_another_of_its_name_and_size(
+    tmp_path: Path,
+):
+    file, other = tmp_path / "m.gguf", tmp_path / "other"
+    file.write_bytes(b"bad")
+    other.write_bytes(b"new")
+    async with running(limits=FORGIVING) as node:
+        await node.load("a", str(file))
+        for _ in range(2):
+            await node.crash("crash")
+        with pytest.raises(PoisonPrompt):
+            node.generate("crash")
+        other.replace(file)
+        await node.supervisor.unload("a")
+        await node.load("a", str(file))
+        assert isinstance(await node.crash("crash"), UpstreamFailed)
 
 
 async def test_those_that_ran_beside_a_poison_prompt_are_answered_at_their_next_try():

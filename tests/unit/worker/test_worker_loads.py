@@ -14,6 +14,7 @@ from cortex_core.wire.ipc import (
     LoadFailed,
     LoadProgress,
 )
+from neuron.models.identity import identity_of
 from tests.unit.worker.worker_process import TINY, WorkerProcess
 
 
@@ -39,6 +40,7 @@ def test_a_load_reports_progress_and_what_it_found() -> None:
         assert info.context == min(info.context_train, 8192)
         assert info.parallel == 2
         assert info.file_bytes == os.path.getsize(TINY)
+        assert info.files == identity_of(Path(TINY))
         assert info.memory_bytes > info.file_bytes
         assert info.parameters > 1_000_000
         assert info.load_s > 0

@@ -11,10 +11,10 @@ Only crashes that the process brought on itself blame anybody (see `worker_polic
 from outside, from an operator or from the kernel's out-of-memory killer, which takes the largest
 process and not the one that asked for too much.
 
-A prompt is known by a hash of everything its computation starts from: the model's file, so that
-another file under the same id begins afresh, and the text or tokens, but not the sampling, the
-length or who asked. Suspicion fades after `fade_s` without a crash, at most `most` prompts are
-remembered, and nothing outlives the neuron, because what crashed may have been mended.
+A prompt is known by a hash of everything its computation starts from: the model's files as they
+were loaded, so that others under the same name begin afresh, and the text or tokens, but not the
+sampling, the length or who asked. Suspicion fades after `fade_s` without a crash, at most `most`
+prompts are remembered, and nothing outlives the neuron, because what crashed may have been mended.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import msgspec
 
 from cortex_core.errors import PoisonPrompt
 from cortex_core.wire import ipc
+from neuron.models.identity import Identity
 
 __all__ = ["CRASHES_TO_REFUSE", "Suspects", "fingerprint"]
 
@@ -34,13 +35,13 @@ CRASHES_TO_REFUSE = 2
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def fingerprint(ask: ipc.Ask, path: str, file_bytes: int) -> bytes:
-    """16 bytes that stand for `ask` on the model file at `path`."""
+def fingerprint(ask: ipc.Ask, files: Identity) -> bytes:
+    """16 bytes that stand for `ask` on a model made of `files`."""
     if isinstance(ask, ipc.Generate):
         asked = (ask.model, ask.prompt, ask.suffix)
     else:
         asked = msgspec.structs.replace(ask, request=0)
-    return hashlib.blake2b(_encode((path, file_bytes, asked)), digest_size=16).digest()
+    return hashlib.blake2b(_encode((files, asked)), digest_size=16).digest()
 
 
 class _Mark(msgspec.Struct):

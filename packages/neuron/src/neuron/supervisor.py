@@ -126,8 +126,7 @@ class Supervisor:
 
     def _fingerprint(self, ask: ipc.Ask) -> bytes:
         held = self.models.get(ask.model)
-        path = held.spec.path if held else ""
-        return fingerprint(ask, path, held.info.file_bytes if held and held.info else 0)
+        return fingerprint(ask, held.info.files if held and held.info else ())
 
     def _answered(self, ask: ipc.Ask) -> None:
         self._suspects.clear(self._fingerprint(ask))

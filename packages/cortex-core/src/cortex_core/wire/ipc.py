@@ -115,7 +115,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     `memory_bytes` is measured: what the process or device holds more than before the load (on a
     CPU its own memory and the mapped weights it computes with). `weights_bytes`, `kv_bytes` and
     `compute_bytes` are the sizes of llama.cpp's buffers, over all devices.
-    `path` is the Load's: a chat template may lie beside the file."""
+    `path` is the Load's: a chat template may lie beside the file. `files` tells what was read from
+    any other: of each part device, inode, bytes and when it was last written (ns)."""
 
     architecture: str
     context: int
@@ -138,6 +139,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     weights_bytes: int = 0
     kv_bytes: int = 0
     compute_bytes: int = 0
+    files: tuple[tuple[int, int, int, int], ...] = ()
 
 
 # parent → worker

@@ -152,6 +152,7 @@ def load(
                 vocab_size=vocabulary.size,
                 parameters=model.parameters,
                 file_bytes=file_bytes,
+                files=files,
                 memory_bytes=measured.memory_bytes,
                 weights_bytes=measured.weights_bytes,
                 kv_bytes=measured.kv_bytes,
