@@ -129,9 +129,9 @@ class Gateway:
         verb = "drain" if is_draining else "undrain"
         return await self._call("POST", f"/admin/nodes/{quote(node, safe='')}/{verb}", {})
 
-    async def pin(self, model: str, is_pinned: bool) -> None:
+    async def pin(self, model: str, is_pinned: bool) -> bytes:
         verb = "pin" if is_pinned else "unpin"
-        await self._call("POST", f"/admin/models/{verb}", {"model": model})
+        return await self._call("POST", f"/admin/models/{verb}", {"model": model})
 
     async def reload(self) -> Reloaded:
         return self._decoded(await self._call("POST", "/admin/reload", {}), Reloaded)

@@ -21,6 +21,7 @@ __all__ = [
     "end_stdout",
     "err_console",
     "note",
+    "note_forgetting",
     "plain",
 ]
 
@@ -65,6 +66,12 @@ def complain(message: str, *, code: str | None = None, details: list[str] | None
 def note(message: str) -> None:
     """A dim remark on stderr."""
     err_console().print(Text(plain(message), "dim"), soft_wrap=True)
+
+
+def note_forgetting(kept: bool) -> None:
+    """What was ordered holds now; `kept`: also after a restart of the gateway."""
+    if not kept:
+        note("not written down (gateway.state_dir): forgotten when the gateway ends")
 
 
 def emit_json(raw: bytes) -> None:

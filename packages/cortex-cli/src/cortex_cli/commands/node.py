@@ -8,15 +8,16 @@ import click
 import msgspec
 
 from cortex_cli.gateway import Gateway, url_option
-from cortex_cli.terminal import console, note, plain
+from cortex_cli.terminal import console, note, note_forgetting, plain
 
 __all__ = ["drain", "undrain"]
 
 
 class _Told(msgspec.Struct, frozen=True):
-    """`not_told`: why the node itself does not know."""
+    """`not_told`: why the node itself does not know. `kept`: see `note_forgetting`."""
 
     not_told: str | None = None
+    kept: bool = True
 
 
 @click.command(short_help="Send a node nothing new.")
@@ -42,6 +43,7 @@ def _tell(url: str, node: str, is_draining: bool) -> None:
     told = msgspec.json.decode(asyncio.run(_call(url, node, is_draining)), type=_Told)
     if told.not_told is not None:
         note(f"this gateway knows; the node does not: {told.not_told}")
+    note_forgetting(told.kept)
 
 
 async def _call(url: str, node: str, is_draining: bool) -> bytes:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import asyncio
 
 import click
+import msgspec
 
 from cortex_cli.gateway import Gateway, url_option
-from cortex_cli.terminal import console, plain
+from cortex_cli.terminal import console, note_forgetting, plain
 
 __all__ = ["pin", "unpin"]
+
+
+class _Pinned(msgspec.Struct, frozen=True):
+    """`kept`: see `note_forgetting`."""
+
+    kept: bool = True
 
 
 @click.command(short_help="Keep a model where it is.")
@@ -18,7 +25,7 @@ __all__ = ["pin", "unpin"]
 def pin(url: str, model: str) -> None:
     """Let this gateway never evict MODEL, wherever it is; another gateway still may. It is not
     loaded by this. Remembered until `cortex unpin`."""
-    asyncio.run(_call(url, model, True))
+    note_forgetting(asyncio.run(_call(url, model, True)))
     kept = f"this gateway evicts {model} for nobody; `cortex unpin {model}` takes it back"
     console().print(plain(kept))
 
@@ -28,10 +35,11 @@ def pin(url: str, model: str) -> None:
 @url_option
 def unpin(url: str, model: str) -> None:
     """Let MODEL be evicted again, unless the catalogue pins it."""
-    asyncio.run(_call(url, model, False))
+    note_forgetting(asyncio.run(_call(url, model, False)))
     console().print(plain(f"{model} may be evicted"))
 
 
-async def _call(url: str, model: str, is_pinned: bool) -> None:
+async def _call(url: str, model: str, is_pinned: bool) -> bool:
     async with Gateway(url) as gateway:
-        await gateway.pin(model, is_pinned)
+        answer = await gateway.pin(model, is_pinned)
+    return msgspec.json.decode(answer, type=_Pinned).kept
