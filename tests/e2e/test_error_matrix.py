@@ -297,10 +297,11 @@ async def test_a_gateway_that_is_being_stopped_says_so_in_every_dialect(tmp_path
     go_on = asyncio.Event()
 
     async def script(call: Call) -> None:
+        word, done = chunks_of("one")
         await call.start_stream()
-        await call.chunk(chunks_of("one")[0])
+        await call.chunk(word)
         await go_on.wait()
-        await call.chunk(chunks_of()[0])
+        await call.chunk(done)
         await call.end()
 
     async with (
