@@ -50,7 +50,7 @@ class Talk:
         """The next event of this kind. Raises ConnectionError when the connection ends first."""
         while data := await asyncio.wait_for(self._reader.read(65536), 10):
             for event in self.h2.receive_data(data):
-                if isinstance(event, kind) and event.stream_id == stream:  # type: ignore[attr-defined]
+                if isinstance(event, kind) and getattr(event, "stream_id", None) == stream:
                     return event
             self.send()
         raise ConnectionError("closed")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.neuron.client import Client, connect, endless
+from tests.e2e.neuron.client import Client, endless
 from tests.processes import Daemon, start_neuron
 
 
@@ -18,13 +18,6 @@ from tests.processes import Daemon, start_neuron
 def neuron() -> Iterator[Daemon]:
     with start_neuron() as daemon:
         yield daemon
-
-
-@pytest.fixture
-async def client(neuron: Daemon) -> AsyncIterator[Client]:
-    async with connect(neuron.url) as client:
-        await client.until_ready()
-        yield client
 
 
 @contextlib.asynccontextmanager

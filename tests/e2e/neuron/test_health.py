@@ -7,7 +7,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -54,13 +54,6 @@ device = "cpu:0"
     environment = {"TMPDIR": str(folder)}
     with start_neuron(config=config, models=(), environment=environment) as daemon:
         yield daemon
-
-
-@pytest.fixture
-async def client(neuron: Daemon) -> AsyncIterator[Client]:
-    async with connect(neuron.url) as client:
-        await client.until_ready()
-        yield client
 
 
 async def samples(client: Client, name: str) -> list[tuple[dict[str, str], float]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.neuron.client import TINY, Client, connect, endless
+from tests.e2e.neuron.client import TINY, Client, endless
 from tests.processes import Daemon, start_neuron
 
 ASSET = Path(str(files("neuron") / "assets" / "tiny.gguf"))
@@ -36,13 +36,6 @@ def neuron(folder: Path) -> Iterator[Daemon]:
     config += "[engine]\nparallel = 2\nmax_waiting = 1\n"
     with start_neuron(config=config) as daemon:
         yield daemon
-
-
-@pytest.fixture
-async def client(neuron: Daemon) -> AsyncIterator[Client]:
-    async with connect(neuron.url) as client:
-        await client.until_ready()
-        yield client
 
 
 async def test_the_default_model_answers(client: Client):

@@ -29,9 +29,9 @@ READ_AHEAD_BYTES = 64 * 1024
 
 def mend() -> None:
     """Whatever hypercorn serves in this process from now on is served by the classes below."""
-    run.TCPServer = _Connection  # type: ignore[misc]
-    hypercorn.protocol.H2Protocol = _Http2  # type: ignore[misc]
-    h2.StreamBuffer = _StreamBuffer  # type: ignore[misc]
+    run.TCPServer = _Connection  # pyright: ignore[reportPrivateImportUsage]
+    hypercorn.protocol.H2Protocol = _Http2  # pyright: ignore[reportPrivateImportUsage]
+    h2.StreamBuffer = _StreamBuffer
 
 
 class _HungUp(Exception):
