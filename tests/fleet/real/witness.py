@@ -36,6 +36,9 @@ FAILED = ("upstream_failed", "node_unavailable", "stalled", "internal_error")
 
 # What the first load of a process takes beside its model, which no estimate knows of.
 RUNTIME_BYTES = 4 * 2**20
+# A load is let by its estimate, which may be a tenth short of what is measured after it. What is
+# measured is the growth of a process that answers other models' requests meanwhile.
+ESTIMATED_SHARE = 0.9
 
 
 class Witness:
@@ -166,7 +169,7 @@ def _check_memory(state: NodeState) -> None:
         held = {m.id: m.memory_bytes for m in state.models if m.device == device.id}
         total = device.memory_total_bytes
         assert total is not None
-        most = total + RUNTIME_BYTES
+        most = total / ESTIMATED_SHARE + RUNTIME_BYTES
         assert sum(held.values()) <= most, f"{state.name} holds {held} B, and has {total} B"
     ids = [model.id for model in state.models]
     assert len(ids) == len(set(ids)), f"{state.name} holds {ids}"
