@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from cortex_core.fleet.discovery import DeviceState, WorkerState
-from neuron.devices import cpu_devices
+from neuron.devices import cpu_devices, cpu_flags
 
 GIB = 1 << 30
 SOURCE = Path(__file__).with_name("stub_nvml.c")
@@ -207,3 +207,20 @@ def test_cpu_devices_know_the_hosts_memory():
         assert device.memory_free_bytes is not None
         assert 0 < device.memory_free_bytes <= device.memory_total_bytes
         assert device.name
+
+
+def test_what_the_processor_can_do_is_what_proc_says():
+    text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    told = next((line for line in text.splitlines() if line.startswith("flags")), ":")
+    assert cpu_flags() == set(told.partition(":")[2].split())
+
+
+def test_a_processor_that_does_not_say_can_do_nothing_and_is_still_one(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refuse(*_: object) -> str:
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert cpu_flags.__wrapped__() == frozenset()
+    assert [device.name for device in cpu_devices(1, has_gpu=False)] == ["CPU"]

@@ -12,6 +12,7 @@ from neuron.models.layout import (
     KvPlan,
     allocated_cells,
     default_flash_attention,
+    default_repack,
     flash_attention_of,
     layout_of,
     plan_kv,
@@ -161,3 +162,31 @@ def test_more_than_one_pool_serves_have_parts_of_their_own() -> None:
     with pytest.raises(InvalidRequest) as refused:
         layout(parallel=129, kv="unified")
     assert refused.value.fault.param == "parallel"
+
+
+def repack(**facts: Any) -> bool:
+    """Of a large Q4_K_M with room for prompts, on a CPU that has tiles for it, but for `facts`."""
+    usual = {"context": 4096, "file_type": 15, "flags": {"avx512_vnni"}, "is_cpu": True}
+    return default_repack(**{"is_small": False, **usual, **facts})
+
+
+def test_q4_k_stays_as_it_is_where_there_is_room_for_prompts() -> None:
+    assert not repack()
+    assert not repack(file_type=14, context=2048)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"context": 1792},
+        {"file_type": 2},  # Q4_0
+        {"file_type": None},
+        {"flags": {"avx2"}},
+        {"flags": {"avx512_vnni", "amx_int8"}},
+        {"is_cpu": False},
+        {"is_small": True},
+    ],
+    ids=str,
+)
+def test_elsewhere_weights_may_be_laid_out_anew(facts: dict[str, Any]) -> None:
+    assert repack(**facts)

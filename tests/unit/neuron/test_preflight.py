@@ -127,6 +127,24 @@ def test_the_worker_is_told_whether_to_use_flash_attention() -> None:
     assert preflight(64 * GIB, large, gpu, context=2048).params.flash_attention is None
 
 
+def test_the_worker_is_told_whether_to_lay_weights_out_anew() -> None:
+    large = msgspec.structs.replace(
+        TINY, file_bytes=GIB, metadata=TINY.metadata | {"general.file_type": 15}
+    )
+
+    def told(context: int, repack: bool | None = None, flags: str = "avx512_vnni") -> Preflight:
+        params = EngineParams(context=context, repack=repack)
+        room = Room("cpu", 64 * GIB, 64 * GIB)
+        return Preflight(large, params, room, cpu_flags=frozenset(flags.split()))
+
+    assert told(512).params.repack is True
+    assert told(4096).params.repack is False
+    assert told(4096).estimate("large", "cpu").repack is False
+    assert told(4096, flags="avx2").params.repack is True
+    assert told(4096, repack=True).params.repack is True
+    assert told(512, repack=False).params.repack is False
+
+
 def test_a_recurrent_model_is_known_by_its_header(tmp_path: Path) -> None:
     header = read_header(make_gguf(tmp_path / "m.gguf", PRESETS["tiny-hybrid"]))
     found = preflight(64 * GIB, header, parallel=1)

@@ -118,8 +118,11 @@ def rows_of(path: str, context: int) -> int:
     return plan_passes(context, shape.context, is_split=pools_last(header.metadata)).rows
 
 
-def test_weights_that_are_read_and_not_mapped_are_the_same(models: dict[str, str]) -> None:
-    check(*both(models["qwen-q4"], context=512, parallel=1, mmap=False))
+@pytest.mark.parametrize(("mmap", "repack"), [(False, True), (False, False), (True, False)])
+def test_weights_that_are_read_or_stay_as_they_are_take_the_same(
+    models: dict[str, str], mmap: bool, repack: bool
+) -> None:
+    check(*both(models["qwen-q4"], context=512, parallel=1, mmap=mmap, repack=repack))
 
 
 def test_what_takes_the_place_of_another_model_is_measured_in_full(models: dict[str, str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from msgspec.structs import replace
 from cortex_core.fleet.discovery import DeviceState, WorkerState
 from neuron import logs
 
-__all__ = ["Devices", "cpu_devices", "discover", "host_memory"]
+__all__ = ["Devices", "cpu_devices", "cpu_flags", "discover", "host_memory"]
 
 T = TypeVar("T")
 
@@ -200,10 +201,20 @@ def host_memory() -> tuple[int | None, int | None]:
     return facts.get("MemTotal"), facts.get("MemAvailable")
 
 
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, by the names of /proc/cpuinfo; nothing where it does not say."""
+    return frozenset(_first_of_cpuinfo("flags").split())
+
+
 def _cpu_name() -> str:
+    return _first_of_cpuinfo("model name") or "CPU"
+
+
+def _first_of_cpuinfo(key: str) -> str:
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
     except OSError:
-        return "CPU"
-    names = (line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line)
-    return next(names, "CPU")
+        return ""
+    facts = (line.partition(":") for line in text.splitlines())
+    return next((value.strip() for name, _, value in facts if name.strip() == key), "")

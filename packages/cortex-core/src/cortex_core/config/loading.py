@@ -56,6 +56,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     main_gpu: MainGpu | None = None
     mmap: bool | None = None
     mlock: bool | None = None
+    repack: bool | None = None
 
 
 class SamplingDefaults(Samplers, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

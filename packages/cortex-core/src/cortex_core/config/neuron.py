@@ -95,6 +95,7 @@ class EngineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     main_gpu: MainGpu = 0
     mmap: bool | None = None
     mlock: bool = False
+    repack: bool | None = None
     host_cache_mb: CountOrAuto = 1024
     max_step_ms: Positive = 600.0
     max_waiting: Count = 256

@@ -85,7 +85,8 @@ ModelKind = Literal["generate", "embed", "rank"]
 class EngineParams(msgspec.Struct, frozen=True):
     """How to load one model. `context` is tokens per sequence; 0 = the model's own, at most what
     fits. `parallel` is how many sequences decode at once; `cells` is the whole KV cache in tokens,
-    0 = parallel * context (fewer only in the unified layout). 0 threads = every core.
+    0 = parallel * context (fewer only in the unified layout). 0 threads = every core. Unless
+    `repack` is False, weights may be laid out anew for kernels of this CPU.
     `max_step_ms` bounds a prompt chunk while others decode. `host_cache_mb` is the worker's, over
     all its models. `max_waiting` requests wait at most, each for `max_wait_s` at most."""
 
@@ -103,6 +104,7 @@ class EngineParams(msgspec.Struct, frozen=True):
     main_gpu: int = 0
     mmap: bool | None = None
     mlock: bool = False
+    repack: bool | None = None
     max_step_ms: float = 600.0
     host_cache_mb: int = 1024
     max_waiting: int = 256

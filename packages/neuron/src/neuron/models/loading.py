@@ -26,6 +26,7 @@ from cortex_core.fleet.discovery import ModelState
 from cortex_core.wire import ipc
 from neuron import logs
 from neuron.detached import detached
+from neuron.devices import cpu_flags
 from neuron.models.fetching import Fetch
 from neuron.models.gguf import GgufHeader
 from neuron.models.headers import Headers
@@ -352,7 +353,8 @@ class Loading:
         choices: list[tuple[str, Preflight]] = []
         for device in ranked:
             host, gpus = inventory.rooms(device, besides=model)
-            preflight = Preflight(header, self._params(wanted, device), host, gpus)
+            params = self._params(wanted, device)
+            preflight = Preflight(header, params, host, gpus, cpu_flags=cpu_flags())
             choices.append((device, preflight))
             try:
                 preflight.check_room(model)

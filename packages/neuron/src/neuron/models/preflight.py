@@ -6,7 +6,7 @@ definite numbers, so that what was promised is what is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from neuron.models.layout import (
     SMALL_FILE_BYTES,
     KvPlan,
     default_flash_attention,
+    default_repack,
     flash_attention_of,
     is_mapped,
     plan_kv,
@@ -66,6 +67,7 @@ class Estimate(msgspec.Struct, frozen=True):
     kv_type: str
     cells: int
     flash_attention: bool
+    repack: bool
     weights_bytes: int
     kv_bytes_per_token: int
     kv_bytes: int
@@ -78,11 +80,17 @@ class Estimate(msgspec.Struct, frozen=True):
 
 class Preflight:
     """One model with one set of options on one device. `host` is the host's memory, `gpus` what
-    the device's worker sees; without GPUs the device is the CPU. Raises InvalidRequest, naming the
-    option that the model cannot have."""
+    the device's worker sees; without GPUs the device is the CPU. `cpu_flags`: what the processor
+    can do. Raises InvalidRequest, naming the option that the model cannot have."""
 
     def __init__(
-        self, header: GgufHeader, params: EngineParams, host: Room, gpus: Sequence[Room] = ()
+        self,
+        header: GgufHeader,
+        params: EngineParams,
+        host: Room,
+        gpus: Sequence[Room] = (),
+        *,
+        cpu_flags: Container[str] = (),
     ) -> None:
         self.shape = shape_of(header)
         self._is_pooler = kind_of(header.metadata) != "generate"
@@ -93,6 +101,7 @@ class Preflight:
         self._is_cpu = not gpus
         self._params = params
         self._is_small = self._is_cpu and header.file_bytes < SMALL_FILE_BYTES
+        self._cpu_flags = cpu_flags
         self._check_kv_type()
         most = self.shape.context or _UNKNOWN_CONTEXT
         if params.context:
@@ -105,7 +114,10 @@ class Preflight:
         self.params = replace(params, context=context, mmap=mmap)
         if isinstance(plan, KvPlan):
             self.params = replace(
-                self.params, kv=plan.layout, flash_attention=self._flash_attention(plan)
+                self.params,
+                kv=plan.layout,
+                flash_attention=self._flash_attention(plan),
+                repack=self._repack(plan, header.metadata.get("general.file_type")),
             )
         self.footprint = self._footprint(context)
 
@@ -150,6 +162,7 @@ class Preflight:
             kv_type=self.params.kv_type,
             cells=plan.cells if isinstance(plan, KvPlan) else 0,
             flash_attention=self._has_flash_attention(plan),
+            repack=self.params.repack is not False,
             weights_bytes=footprint.weights_bytes,
             kv_bytes_per_token=footprint.kv_bytes_per_token,
             kv_bytes=footprint.kv_bytes,
@@ -205,6 +218,17 @@ class Preflight:
     def _has_flash_attention(self, plan: KvPlan | PassPlan) -> bool:
         """Not forbidden means used: both llama.cpp's CPU and its CUDA backend have it."""
         return self._flash_attention(plan) is not False
+
+    def _repack(self, plan: KvPlan, file_type: object) -> bool:
+        if self._params.repack is not None:
+            return self._params.repack
+        return default_repack(
+            context=plan.context,
+            file_type=file_type,
+            flags=self._cpu_flags,
+            is_cpu=self._is_cpu,
+            is_small=self._is_small,
+        )
 
     def _footprint(self, context: int) -> Footprint:
         plan = self._plan(context)

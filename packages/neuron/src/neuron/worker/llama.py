@@ -200,10 +200,12 @@ class Model:
         main_gpu: int = 0,
         mmap: bool = True,
         mlock: bool = False,
+        repack: bool = True,
         on_progress: Callable[[float], bool] | None = None,
     ) -> None:
         """`gpu_layers` -1 = all, 0 = the GPUs are not touched. `tensor_split` is each GPU's share.
-        `on_progress` gets 0..1 and says whether to go on. Raises LlamaError."""
+        `repack` as in ipc.EngineParams. `on_progress` gets 0..1 and says whether to go on. Raises
+        LlamaError."""
         params = lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         params.split_mode = _SPLIT_MODES[split_mode]
@@ -212,7 +214,7 @@ class Model:
         shares = (ctypes.c_float * 128)(*tensor_split)  # llama.cpp reads one per possible device
         if tensor_split:
             params.tensor_split = shares
-        params.use_extra_bufts = _extra_kernels
+        params.use_extra_bufts = _extra_kernels and repack
         params.kv_overrides = _without_vocabulary(vocabulary)
         if gpu_layers == 0:
             params.devices = NO_DEVICES

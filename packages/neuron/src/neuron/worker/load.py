@@ -128,6 +128,7 @@ def load(
                 main_gpu=params.main_gpu,
                 mmap=is_mapped(params, is_cpu=is_cpu),
                 mlock=params.mlock,
+                repack=params.repack is not False,
                 on_progress=progress,
             )
         except llama.LlamaError as error:
