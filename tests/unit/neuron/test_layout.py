@@ -166,7 +166,7 @@ def test_more_than_one_pool_serves_have_parts_of_their_own() -> None:
 
 def repack(**facts: Any) -> bool:
     """Of a large Q4_K_M with room for prompts, on a CPU that has tiles for it, but for `facts`."""
-    usual = {"context": 4096, "file_type": 15, "flags": {"avx512_vnni"}, "is_cpu": True}
+    usual = {"context": 4096, "file_type": 15, "flags": ("avx512_vnni",), "is_cpu": True}
     return default_repack(**{"is_small": False, **usual, **facts})
 
 
@@ -181,8 +181,8 @@ def test_q4_k_stays_as_it_is_where_there_is_room_for_prompts() -> None:
         {"context": 1792},
         {"file_type": 2},  # Q4_0
         {"file_type": None},
-        {"flags": {"avx2"}},
-        {"flags": {"avx512_vnni", "amx_int8"}},
+        {"flags": ("avx2",)},
+        {"flags": ("avx512_vnni", "amx_int8")},
         {"is_cpu": False},
         {"is_small": True},
     ],
