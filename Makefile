@@ -61,6 +61,7 @@ bench: setup ## Print the benchmark tables (needs a quiet machine; builds its pe
 	@SOAK_REQUESTS=2000 API_CASES=2000 $(BIN)/pytest -q -s tests/e2e/test_soak.py tests/e2e/test_schemathesis.py
 	@$(BIN)/python -m tests.bench.engine
 	@$(BIN)/python -m tests.bench.steps
+	@$(BIN)/python -m tests.bench.cores
 	@$(BIN)/python -m tests.bench.fleet
 	@$(BIN)/python -m tests.bench.chat
 	@$(BIN)/python -m tests.bench.constraints

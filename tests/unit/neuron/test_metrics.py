@@ -52,7 +52,7 @@ def supervisor() -> Any:
         worker=WORKER,
         ends=Counter(sigsegv=2, planned=1),
         tallies={"m": tally()},
-        last_report=(0.25, ipc.Progress(9000, [LOAD])),
+        last_report=(0.25, ipc.Progress(9000, [LOAD], True)),
     )
 
 
@@ -103,6 +103,7 @@ def test_a_scrape_tells_everything_about_models_engines_workers_and_devices(metr
     assert got["neuron_worker_last_failure_info"] == {("cuda:0", CAUSE): 1}
     assert got["neuron_worker_report_age_seconds"] == {("cuda:0",): 0.25}
     assert got["neuron_worker_resident_memory_bytes"] == {("cuda:0",): 9000}
+    assert got["neuron_worker_cores_shared"] == {("cuda:0",): 1}
     assert got["neuron_device_memory_total_bytes"] == {("cuda:0",): 800}
     assert got["neuron_device_memory_free_bytes"] == {("cuda:0",): 300}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -84,15 +85,21 @@ class Answer:
 
 
 class WorkerProcess:
-    """Use as a context manager; the process is dead after it. Not for several threads."""
+    """Use as a context manager; the process is dead after it. Not for several threads.
+    `environment`: besides this process's."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(
+        self, device: str = "cpu", *, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115, closed in __exit__
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(TIMEOUT_S)
         command = [sys.executable, "-m", "neuron.worker", "--fd", str(theirs.fileno())]
         self.process = subprocess.Popen(
-            [*command, "--device", device], pass_fds=[theirs.fileno()], stderr=self._stderr
+            [*command, "--device", device],
+            pass_fds=[theirs.fileno()],
+            stderr=self._stderr,
+            env=os.environ | dict(environment or {}),
         )
         theirs.close()
         self._reader = Reader(Report)  # pyright: ignore[reportArgumentType]

@@ -252,6 +252,12 @@ def _of_workers(supervisors: Sequence[Supervisor]) -> Iterator[Metric]:
         ("device",),
         (((device,), each.last_report[1].rss_bytes) for device, each in workers),
     )
+    yield _gauge(
+        "neuron_worker_cores_shared",
+        "1 while something else uses the CPU cores that the worker's models compute on.",
+        ("device",),
+        (((device,), each.last_report[1].shares_cores) for device, each in workers),
+    )
 
 
 def _of_devices(state: NodeState) -> Iterator[Metric]:

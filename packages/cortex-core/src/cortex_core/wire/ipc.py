@@ -427,10 +427,12 @@ class ModelLoad(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Progress(_Report, frozen=True):
-    """Sent once a second by the control thread, which never waits for an engine."""
+    """Sent once a second by the control thread, which never waits for an engine. `shares_cores`:
+    a thread that computes had to wait for a core, lately, for a third of the time it wanted one."""
 
     rss_bytes: int
     models: list[ModelLoad]
+    shares_cores: bool = False
 
 
 Report = Hello | LoadProgress | Loaded | LoadFailed | Unloaded | Step | Progress

@@ -61,6 +61,7 @@ from neuron.worker.load import LoadedModel, LoadedPooler, load, resident_bytes
 from neuron.worker.outbox import Outbox
 from neuron.worker.tokenizing import Tokenizing
 from neuron.worker.vocabulary import Vocabularies
+from neuron.worker.wait_policy import WaitPolicy
 
 __all__ = ["Worker"]
 
@@ -89,6 +90,7 @@ class Worker:
         self.outbox = Outbox(sock)
         self.host = HostCache()
         self.vocabularies = Vocabularies()
+        self.wait_policy = WaitPolicy(llama.openmp())
         self._models: dict[str, _Model] = {}
         self.loading = threading.Lock()
         """One load at a time: what a load adds to the memory held is then its own."""
@@ -208,7 +210,8 @@ class Worker:
     def _report_progress(self) -> None:
         engines = [model.engine for model in list(self._models.values())]
         loads = [engine.state() for engine in engines if engine is not None]
-        self.outbox.send(Progress(resident_bytes(), loads))
+        shares_cores = self.wait_policy.shares_cores
+        self.outbox.send(Progress(resident_bytes(), loads, shares_cores))
 
     def exit(self, code: int) -> NoReturn:
         """End now. Threads inside llama.cpp are not waited for: one of them may be hung."""
@@ -339,7 +342,13 @@ class _Model(threading.Thread):
     def _engine_for(self, loaded: LoadedModel | LoadedPooler) -> Engine | EmbeddingEngine:
         name, worker = self._command.model, self._worker
         if isinstance(loaded, LoadedPooler):
-            return EmbeddingEngine(name, loaded, emit=worker.outbox.send, die=worker.die)
+            return EmbeddingEngine(
+                name,
+                loaded,
+                emit=worker.outbox.send,
+                die=worker.die,
+                wait_policy=worker.wait_policy,
+            )
         params = self._command.params
         worker.host.limit(params.host_cache_mb * 2**20)
         return Engine(
@@ -349,6 +358,7 @@ class _Model(threading.Thread):
             die=worker.die,
             host=worker.host,
             space=space_of(loaded.files, params),
+            wait_policy=worker.wait_policy,
         )
 
     def _on_progress(self, fraction: float) -> bool:

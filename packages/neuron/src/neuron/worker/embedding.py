@@ -47,6 +47,7 @@ from neuron.worker.codec import Codec
 from neuron.worker.load import LoadedPooler
 from neuron.worker.pairs import PairEncoder
 from neuron.worker.passes import Passes
+from neuron.worker.wait_policy import WaitPolicy
 
 __all__ = ["EmbeddingEngine", "normalized", "scores"]
 
@@ -105,6 +106,7 @@ class EmbeddingEngine:
         *,
         emit: Callable[[Step], None],
         die: Callable[[str], None],
+        wait_policy: WaitPolicy | None = None,
     ) -> None:
         self.kind: ModelKind = loaded.info.kind
         self._name = name
@@ -113,6 +115,7 @@ class EmbeddingEngine:
         self._codec = Codec(loaded.model.vocabulary)
         self._emit = emit
         self._die = die
+        self._wait_policy = wait_policy or WaitPolicy(None)
         self._inbox: deque[Embed | Rank | Cancel] = deque()
         self._arrival = threading.Condition()
         self._is_stopping = False
@@ -162,6 +165,7 @@ class EmbeddingEngine:
             if self._inbox or self._requests:
                 self._turn()
                 continue
+            self._wait_policy.rest()
             with self._arrival:
                 while not (self._inbox or self._is_stopping):
                     self._arrival.wait()
@@ -196,6 +200,7 @@ class EmbeddingEngine:
         finally:
             self._step_began = 0.0
             self._steps += 1
+        self._wait_policy.stepped()
 
     def _check(self, code: int, outputs: Floats) -> None:
         """Raises CortexError where the pass's requests alone are lost, RuntimeError where the

@@ -49,6 +49,7 @@ from neuron.worker.scheduler import Batch, Scheduler
 from neuron.worker.seats import Seats
 from neuron.worker.slots import Slots
 from neuron.worker.stream import Stream
+from neuron.worker.wait_policy import WaitPolicy
 
 __all__ = ["Engine"]
 
@@ -79,6 +80,7 @@ class Engine:
         die: Callable[[str], None],
         host: HostCache | None = None,
         space: str = "",
+        wait_policy: WaitPolicy | None = None,
     ) -> None:
         """Sequences are parked in `host` under `space`, which names the model file."""
         self._name = name
@@ -91,6 +93,7 @@ class Engine:
         self._end_ids = np.array(sorted(self._vocabulary.end_ids), np.int32)
         self._emit = emit
         self._die = die
+        self._wait_policy = wait_policy or WaitPolicy(None)
 
         self._inbox: deque[Generate | Cancel | Pause | Resume | Prepared] = deque()
         self._preparing: dict[int, float] = {}  # by request, until when
@@ -170,6 +173,7 @@ class Engine:
             if self._inbox or self._scheduler.has_work or self._preparing:
                 self._turn()
                 continue
+            self._wait_policy.rest()
             with self._arrival:
                 while not (self._inbox or self._preparing or self._is_stopping):
                     self._arrival.wait()
@@ -216,6 +220,7 @@ class Engine:
             self._step_began = 0.0
             self._steps += 1
         self._flush()
+        self._wait_policy.stepped()
 
     def _flush(self) -> None:
         if not (self._deltas or self._started or self._finished or self._failed):

@@ -20,14 +20,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-# After every operator libgomp's threads meet at a barrier and spin for the last one. Where cores
-# are shared (with a gateway, the parent, a client on the same small machine) a thread switched out
-# keeps the others spinning on the time it needs: with one of two cores contended a 0.6B model fell
-# from 65 to 2 tokens/s with libgomp's default and to 20 with a short spin, then sleep; on idle
-# cores the short spin costs nothing, no spin a third. Read when libgomp is loaded, so set here.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# How often GNU OpenMP's threads look for the others at a barrier before they sleep; read when the
+# library is loaded, with llama.cpp. Hundreds of barriers make up a step. Ten thousand, 0.1 ms,
+# outlast what a thread is usually late by; a thousand do not, and with more the others hold their
+# cores while the parent, say, has that of the missing one. Where cores are shared for longer, see
+# `neuron.worker.wait_policy`.
+_SPINS = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+_has_spins = not _SPINS & os.environ.keys()  # or whoever started us has decided
+if _has_spins:
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
-from llama_cpp import llama_cpp as lib
+from llama_cpp import llama_cpp as lib  # noqa: E402
+
+if _has_spins:
+    del os.environ["GOMP_SPINCOUNT"]  # it is nobody's business who may be started from here
 
 if TYPE_CHECKING:
     from neuron.worker.vocabulary import Vocabulary
@@ -38,6 +44,7 @@ __all__ = [
     "LlamaError",
     "Model",
     "log_to",
+    "openmp",
     "start",
     "take_buffers",
     "versions",
@@ -156,6 +163,17 @@ _dev_memory = _raw["ggml_backend_dev_memory"]
 _size_p = ctypes.POINTER(ctypes.c_size_t)
 _dev_memory.argtypes, _dev_memory.restype = [ctypes.c_void_p, _size_p, _size_p], None
 _DEVICE_GPU = 1  # ggml_backend_dev_type
+
+
+def openmp() -> Any | None:
+    """The OpenMP library under llama.cpp's kernels, where how long its threads spin is ours to
+    decide: GNU's, and nobody has set it in the environment."""
+    is_gnu = hasattr(_raw, "GOMP_parallel") and not hasattr(_raw, "__kmpc_fork_call")
+    return _raw if _has_spins and is_gnu and hasattr(_raw, "omp_pause_resource_all") else None
+
+
+if _has_spins and openmp() is None:  # one that is loaded later, with its backend
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def gpu_free_bytes() -> int:
