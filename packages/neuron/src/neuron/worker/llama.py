@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import re
 import sys
@@ -417,7 +418,7 @@ class Context:
                 self.trim(self._parallel, 0)
         identity: Any = sequence
         size = lib.llama_state_seq_get_size(self.handle, identity)
-        data = np.empty(size, np.uint8)
+        data = _in_small_pages(size)
         pointer: Any = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         self.began = time.monotonic()
         written = lib.llama_state_seq_get_data(self.handle, pointer, size, identity)
@@ -442,3 +443,18 @@ class Context:
         handle, self.handle = self.handle, None
         if handle:
             lib.llama_free(handle)
+
+
+_OWN_PAGES_BYTES = 2**20
+
+
+def _in_small_pages(size: int) -> npt.NDArray[np.uint8]:
+    """Memory that is written once and rarely read. A worker's large allocations lie in huge pages,
+    for the weights' sake (`neuron.worker_process`); to find and clear those can take
+    several times as long as to fill small ones, while a request waits."""
+    if size < _OWN_PAGES_BYTES:
+        return np.empty(size, np.uint8)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, np.uint8)
