@@ -174,6 +174,30 @@ def test_the_speed_follows_what_is_measured_and_a_few_tokens_tell_nothing() -> N
     assert scheduler.budget == 250
 
 
+def test_while_nothing_better_is_known_the_fastest_small_pass_tells_the_speed() -> None:
+    scheduler = Scheduler[Sequence](10_000, 512, max_step_ms=1000)
+    admit(scheduler, 0, prompt=4)
+    run(scheduler)
+    scheduler.measured(2, 0.1)
+    scheduler.measured(40, 0.2)
+    scheduler.measured(2, 0.1)
+    assert scheduler.budget == 200
+    scheduler.measured(1000, 1.0)
+    assert scheduler.budget == 1000, "and what is better known is not mixed with it"
+
+
+def test_how_long_the_prompts_that_began_will_take() -> None:
+    scheduler = Scheduler[Sequence](50, 50)
+    admit(scheduler, 0, prompt=200)
+    assert scheduler.prefill_s == 0.0, "nobody knows yet"
+    scheduler.measured(100, 0.4)
+    admit(scheduler, 1, prompt=30)
+    scheduler.enqueue(Sequence(prompt_size=1000))
+    assert scheduler.prefill_s == pytest.approx(0.92)
+    run(scheduler)
+    assert scheduler.prefill_s < 0.8
+
+
 def test_a_prefill_pauses_where_a_snapshot_is_due() -> None:
     scheduler = Scheduler[Sequence](100, 50)
     sequence = Sequence(prompt_size=60, stops=(20, 45))

@@ -60,6 +60,13 @@ _THREADED_FROM = 2**19
 
 _EXPIRE_EVERY_S = 0.25
 
+_MOMENT_S = 0.002
+_BURST_S = 0.01
+_PREFILL_PER_MOMENT = 50
+"""An idle engine that is asked for something waits this moment for more, and again after whatever
+comes, for a burst's length at most; but for no more than a fiftieth of what it will take to compute
+the prompts that are there."""
+
 _REFUSED = {1: "no free cells for the batch", -1: "the batch is not valid"}
 """llama_decode's codes that leave the context as it was; only the batch's requests fail."""
 
@@ -177,6 +184,8 @@ class Engine:
             with self._arrival:
                 while not (self._inbox or self._preparing or self._is_stopping):
                     self._arrival.wait()
+            self._gather()
+            self._flush()  # there may be nothing to compute, and who was cancelled hears it
         self._drain()
         if self._stop_fault is not None:
             self._fail_all(self._stop_fault)
@@ -195,6 +204,19 @@ class Engine:
         self._memory.park_all()
         self._context.free()
         self._loaded.held.close()
+
+    def _gather(self) -> None:
+        """The first of a burst's requests would be computed by itself, and while it then decodes
+        the prompts of all others come in small chunks."""
+        until = time.monotonic() + _BURST_S
+        while True:
+            self._drain()
+            self._started += self._seats.admit()
+            moment_s = min(_MOMENT_S, self._scheduler.prefill_s / _PREFILL_PER_MOMENT)
+            wait_s = min(moment_s, until - time.monotonic())
+            with self._arrival:
+                if wait_s <= 0 or not (self._inbox or self._arrival.wait(wait_s)):
+                    return
 
     def _turn(self) -> None:
         self._drain()

@@ -93,6 +93,7 @@ class Scheduler(Generic[S]):
         self._max_step_ms = max_step_ms
         self._is_unified = is_unified
         self._token_ms = 0.0
+        self._is_speed_known = False
         self._left = 0
         """Prompt tokens still to be computed before the running sequences are due."""
         self._arrivals = 0
@@ -210,13 +211,22 @@ class Scheduler(Generic[S]):
         fits = int(self._max_step_ms / self._token_ms) if self._token_ms else 0
         return min(max(fits, TILE), self.batch)
 
+    @property
+    def prefill_s(self) -> float:
+        """How long the prompts that have a slot will take, as far as that is known."""
+        left = sum(sequence.prompt_size - sequence.computed for sequence in self.prefilling)
+        return left * self._token_ms / 1000
+
     def measured(self, tokens: int, seconds: float) -> None:
         """A chunk of a prompt took so long."""
-        if tokens < TILE:
-            return  # mostly the cost of a pass, whatever its size
         token_ms = 1000 * seconds / tokens
-        known = self._token_ms or token_ms
+        if tokens < TILE:  # mostly the cost of a pass, whatever its size; better than nothing
+            if not self._is_speed_known:
+                self._token_ms = min(token_ms, self._token_ms or token_ms)
+            return
+        known = self._token_ms if self._is_speed_known else token_ms
         self._token_ms = _MEMORY * known + (1 - _MEMORY) * token_ms
+        self._is_speed_known = True
 
     def next(self) -> Batch[S] | None:
         """The next batch, or None when nothing has a slot."""
