@@ -252,6 +252,21 @@ def test_an_engine_that_rests_lets_its_threads_go() -> None:
         assert engine.answer("Hello", max_tokens=4).fault is None  # with a new team
 
 
+def resting_threads(threads: int) -> int:
+    """Of a worker whose model has answered with so many and has nothing to do."""
+    with WorkerProcess() as worker:
+        worker.load(threads=threads)
+        worker.ask("Hello", max_tokens=4)
+        for _ in range(2):  # the first may be from before the end
+            worker.wait_for(Progress)
+        return len(os.listdir(f"/proc/{worker.process.pid}/task"))
+
+
+@needs_openmp
+def test_a_model_without_work_holds_no_threads() -> None:
+    assert resting_threads(3) == resting_threads(1)
+
+
 @needs_openmp
 def test_a_worker_whose_cores_others_use_says_so_and_spins_no_longer() -> None:
     cores = len(os.sched_getaffinity(0))
