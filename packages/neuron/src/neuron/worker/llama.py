@@ -173,10 +173,6 @@ def openmp() -> Any | None:
     return _raw if _has_spins and is_gnu and hasattr(_raw, "omp_pause_resource_all") else None
 
 
-if _has_spins and openmp() is None:  # one that is loaded later, with its backend
-    os.environ["GOMP_SPINCOUNT"] = "1000"
-
-
 def gpu_free_bytes() -> int:
     """Free memory over all GPUs this process sees; 0 without any."""
     total = 0
